@@ -1,0 +1,156 @@
+"""Exporter to ONNX: one self-describing file, verified through the backend that will run it, or no file at all."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from seg.infer import __version__
+from seg.infer.artifact import GOLDEN_KEY, SPEC_KEY, Golden, load
+from seg.infer.backends import Backend, open_backend
+from seg.infer.errors import Exit, SegError
+from seg.infer.spec import ModelSpec
+from torch import nn
+
+OPSET = 21
+TOLERANCE = 1e-4  # largest logit error over the logits' range; fp32 sums in another order reach 1e-6 to 1e-5
+GOLDEN_EXTENT = 2  # golden input extent in network strides
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far an artifact is from torch on one input: largest error over the logits' range, share of equal labels."""
+
+    error: float
+    labels: float
+
+
+def export(module: nn.Module, spec: ModelSpec, path: str, *, tolerance: float = TOLERANCE) -> tuple[ModelSpec, Parity]:
+    """Write the artifact and prove it.
+
+    Parameters
+    ----------
+    module : (N, C, X, Y, Z) -> (N, K, X, Y, Z) logits, in evaluation mode after this call, on the CPU, float32.
+    path : where the .onnx file goes; it appears there only once it is verified.
+
+    Raises
+    ------
+    SegError : E-EXPORT-PARITY when the artifact disagrees with torch. No file is left.
+    """
+    module = module.cpu().float().eval()
+    assert not any(part.training for part in module.modules())
+    golden = _golden(module, spec)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        proto = _convert(module, spec)
+        proto, spec = _describe(proto, spec, golden)
+        onnx.checker.check_model(proto, full_check=True)
+        Path(temporary).write_bytes(proto.SerializeToString(deterministic=True))
+        parity = verify(module, temporary, [golden.x.shape[2:], _larger(spec)])
+        if not parity.error <= tolerance:
+            raise SegError(
+                "E-EXPORT-PARITY",
+                Exit.MODEL,
+                path,
+                f"the exported network differs from torch by {parity.error:.2g} of the logits' range",
+                "report this with the run's config.json",
+                f"at most {tolerance:.0e}",
+            )
+        os.replace(temporary, path)
+    except OSError as error:
+        raise SegError(
+            "E-OUT-WRITE", Exit.OUTPUT, path, f"cannot be written ({error.strerror})", "choose another place"
+        ) from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return spec, parity
+
+
+def verify(module: nn.Module, path: str, shapes: Sequence[Sequence[int]], engine: str = "openvino") -> Parity:
+    """Compare the artifact with torch on random input of each shape, through its own backend.
+
+    The second shape proves that the axes are dynamic; two windows in a batch prove the batch axis.
+    """
+    artifact = load(path)
+    backend = open_backend(engine, path, "cpu")
+    worst, equal = 0.0, 1.0
+    try:
+        if artifact.golden is not None:
+            worst = golden_error(backend, artifact.golden)
+        for number, shape in enumerate(shapes):
+            x = _noise((2, len(artifact.spec.channels), *shape), seed=number)
+            with torch.inference_mode():
+                expected = module(torch.from_numpy(x)).numpy()
+            found = backend.run(x)
+            worst = max(worst, relative_error(found, expected))
+            equal = min(equal, float((found.argmax(1) == expected.argmax(1)).mean()))
+    finally:
+        backend.close()
+    return Parity(worst, equal)
+
+
+def golden_error(backend: Backend, golden: Golden) -> float:
+    """Largest logit error over the logits' range on the golden pair."""
+    return relative_error(backend.run(golden.x.astype(np.float32)), golden.logits)
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """max |found - expected| / (max - min of expected)."""
+    return float(np.abs(found - expected).max() / max(float(np.ptp(expected)), 1e-12))
+
+
+def _noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Smooth-free standard normal input, the same on every machine."""
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def _larger(spec: ModelSpec) -> tuple[int, ...]:
+    """A second test shape, different along every axis."""
+    return tuple(s * (n + 1) if s > 1 else 1 for n, s in enumerate(spec.stride, start=2))
+
+
+def _golden(module: nn.Module, spec: ModelSpec) -> Golden:
+    shape = (1, len(spec.channels), *(s * GOLDEN_EXTENT if s > 1 else 1 for s in spec.stride))
+    x = _noise(shape, seed=2024).astype(np.float16)
+    with torch.inference_mode():
+        logits = module(torch.from_numpy(x.astype(np.float32))).numpy()
+    return Golden(x, logits)
+
+
+def _convert(module: nn.Module, spec: ModelSpec) -> onnx.ModelProto:
+    """torch.export -> ONNX opset 21 with dynamic batch and spatial axes."""
+    sample = torch.zeros((2, len(spec.channels), *(2 * s for s in spec.stride)))
+    axes = {0: torch.export.Dim.DYNAMIC, **{2 + a: torch.export.Dim.DYNAMIC for a in range(3)}}
+    program = torch.onnx.export(
+        module,
+        (sample,),
+        dynamo=True,
+        external_data=False,
+        opset_version=OPSET,
+        input_names=["image"],
+        output_names=["logits"],
+        dynamic_shapes=({k: v for k, v in axes.items()},),
+        verbose=False,
+    )
+    assert program is not None
+    return program.model_proto
+
+
+def _describe(proto: onnx.ModelProto, spec: ModelSpec, golden: Golden) -> tuple[onnx.ModelProto, ModelSpec]:
+    """Remove traces of the exporting machine, then write spec and golden pair into the metadata."""
+    for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output, proto.graph):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    for function in proto.functions:
+        del function.metadata_props[:]
+    proto.producer_name, proto.producer_version = "seg-toolkit", __version__
+    digest = hashlib.sha256(proto.graph.SerializeToString(deterministic=True)).hexdigest()
+    versions = {"seg-toolkit": __version__, "torch": torch.__version__.split("+")[0], "onnx": onnx.__version__}
+    spec = replace(spec, graph_sha256=digest, versions=versions)
+    del proto.metadata_props[:]
+    onnx.helper.set_model_props(proto, {SPEC_KEY: spec.to_json(), GOLDEN_KEY: golden.to_text()})
+    return proto, spec

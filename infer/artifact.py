@@ -1,0 +1,201 @@
+"""The model artifact: one ONNX file whose metadata hold the spec and a golden input/output pair.
+
+The file is read here without any ONNX library: only the top level of the protobuf is walked, the graph is skipped by
+its length. Artifacts are plain data; external weight files are never followed.
+"""
+
+import base64
+import hashlib
+import math
+import mmap
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import Exit, SegError
+from .spec import ModelSpec
+
+SPEC_KEY, GOLDEN_KEY = "seg.spec", "seg.golden"
+GRAPH_FIELD, METADATA_FIELD = 7, 14  # ModelProto.graph, ModelProto.metadata_props (onnx.proto3)
+MODELS = Path(__file__).parent / "models"
+DEFAULT_MODEL = "left-atrium"
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A network input and the logits that the exporting framework computed for it.
+
+    Attributes
+    ----------
+    x : (1, C, X, Y, Z) float16.
+    logits : (1, K, X, Y, Z) float32.
+    """
+
+    x: NDArray[np.float16]
+    logits: NDArray[np.float32]
+
+    def to_text(self) -> str:
+        """Printable form for the metadata."""
+        shapes = ",".join(map(str, (*self.x.shape, *self.logits.shape)))
+        packed = zlib.compress(self.x.astype("<f2").tobytes() + self.logits.astype("<f4").tobytes(), 9)
+        return f"{shapes};{base64.b85encode(packed).decode()}"
+
+    @classmethod
+    def from_text(cls, text: str) -> "Golden":
+        """Inverse of `to_text`. Raises ValueError."""
+        head, _, body = text.partition(";")
+        shape = tuple(int(n) for n in head.split(","))
+        split, size = 2 * math.prod(shape[:5]), 2 * math.prod(shape[:5]) + 4 * math.prod(shape[5:])
+        if len(shape) != 10 or min(shape) < 1 or size > 1 << 26:
+            raise ValueError(f"golden pair has shape {shape}")
+        data = zlib.decompressobj().decompress(base64.b85decode(body), size)
+        x, logits = np.frombuffer(data[:split], "<f2"), np.frombuffer(data[split:], "<f4")
+        return cls(x.reshape(shape[:5]), logits.reshape(shape[5:]))
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A readable model file.
+
+    Attributes
+    ----------
+    path : as given.
+    spec : the model's description.
+    golden : proof pair, or None.
+    """
+
+    path: str
+    spec: ModelSpec
+    golden: Golden | None
+
+
+def resolve(model: str | None) -> str:
+    """A name (``hippocampus``) or a path -> the file's path; None is the default model.
+
+    Raises
+    ------
+    SegError : E-MODEL-MISSING when it is neither.
+    """
+    name = model or DEFAULT_MODEL
+    shipped = MODELS / f"{name}.onnx"
+    if os.sep not in name and shipped.is_file() and not os.path.isfile(name):
+        return str(shipped)
+    if os.path.isfile(name):
+        return name
+    raise SegError(
+        "E-MODEL-MISSING",
+        Exit.MODEL,
+        name,
+        "is a folder, not a model" if os.path.isdir(name) else "no such model",
+        "give an .onnx file that seg-export wrote, or a name from seg-infer --models",
+    )
+
+
+def shipped_models() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.stem for path in MODELS.glob("*.onnx"))
+
+
+def load(path: str) -> Artifact:
+    """Read and check an artifact.
+
+    Raises
+    ------
+    SegError : E-MODEL-FORMAT when it is not one of ours, E-MODEL-TAMPERED when the graph is not the one the spec names.
+    """
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise ValueError("the file is empty")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
+                return _parse(path, view)
+    except OSError as error:
+        raise SegError(
+            "E-MODEL-MISSING", Exit.MODEL, path, f"cannot be read ({error.strerror})", "check the path"
+        ) from error
+    except ValueError as error:
+        raise SegError(
+            "E-MODEL-FORMAT",
+            Exit.MODEL,
+            path,
+            f"{_looks_like(path) or error}",
+            "give an .onnx file that seg-export wrote",
+        ) from error
+
+
+def _parse(path: str, view: memoryview) -> Artifact:
+    metadata: dict[str, str] = {}
+    graph = hashlib.sha256()
+    graphs = 0
+    for field, value in _fields(view):
+        if field == GRAPH_FIELD:
+            graph.update(value)
+            graphs += 1
+        elif field == METADATA_FIELD:
+            pair = {number: bytes(text).decode() for number, text in _fields(value)}
+            metadata[pair.get(1, "")] = pair.get(2, "")
+        value.release()
+    if graphs != 1 or SPEC_KEY not in metadata:
+        raise ValueError("no model spec inside" if graphs else "not an ONNX file")
+    spec = ModelSpec.from_json(metadata[SPEC_KEY])
+    if graph.hexdigest() != spec.graph_sha256:
+        raise SegError(
+            "E-MODEL-TAMPERED",
+            Exit.MODEL,
+            path,
+            "the graph is not the one that the spec was written for",
+            "export or copy the model again",
+        )
+    golden = Golden.from_text(metadata[GOLDEN_KEY]) if GOLDEN_KEY in metadata else None
+    return Artifact(path, spec, golden)
+
+
+def _fields(view: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Length-delimited fields of one protobuf message; others are skipped. Raises ValueError on damage."""
+    at = 0
+    while at < len(view):
+        key, at = _varint(view, at)
+        kind = key & 7
+        if kind == 2:
+            length, at = _varint(view, at)
+            if at + length > len(view):
+                raise ValueError("the file is cut short")
+            yield key >> 3, view[at : at + length]
+            at += length
+        elif kind == 0:
+            _, at = _varint(view, at)
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            raise ValueError("not an ONNX file")
+
+
+def _varint(view: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(view) and shift < 64:
+        byte = view[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7
+    raise ValueError("not an ONNX file, or cut short")
+
+
+def _looks_like(path: str) -> str | None:
+    """What a wrong file probably is."""
+    with open(path, "rb") as file:
+        start = file.read(64)
+    known = {
+        b"version https://git-lfs": "is a Git LFS pointer, not the model",
+        b"<!DOCTYPE": "is an HTML page, not a model",
+        b"<html": "is an HTML page, not a model",
+        b"PK\x03\x04": "is a zip or PyTorch file, not an ONNX model",
+        b"\x1f\x8b": "is gzip data, not an ONNX model",
+    }
+    return next((text for magic, text in known.items() if start.startswith(magic)), None)

@@ -1,0 +1,44 @@
+"""Model cards as text, for `seg-infer --models`."""
+
+from typing import Any
+
+from .artifact import DEFAULT_MODEL, MODELS, load, shipped_models
+from .spec import ModelSpec
+
+
+def model_table() -> str:
+    """The shipped models, one paragraph each."""
+    return "\n\n".join(card_text(load(str(MODELS / f"{name}.onnx")).spec) for name in shipped_models())
+
+
+def card_text(spec: ModelSpec) -> str:
+    """What a user should know of a model, from its own metadata."""
+    card: dict[str, Any] = spec.card
+    training, mean = card.get("training", {}), card.get("validation", {}).get("mean", {})
+    grid = " x ".join("own" if s is None else f"{s:g}" for s in spec.spacing)
+    rows = [
+        ("classes", ", ".join(f"{v} {n}" for v, n in zip(spec.label_values, spec.labels, strict=True))),
+        ("input", f"{', '.join(spec.channels)}; network grid {grid} mm"),
+        ("data", card.get("data")),
+        ("licence", card.get("license")),
+        ("training", _training(training) if training else None),
+        *((f"{label}", _figures(m)) for label, m in mean.items()),
+        ("limits", card.get("limits")),
+        ("note", card.get("notice")),
+    ]
+    title = spec.name + (" (default)" if spec.name == DEFAULT_MODEL else "")
+    return "\n".join([title, *(f"  {name:<16} {text}" for name, text in rows if text)])
+
+
+def _training(training: dict[str, Any]) -> str:
+    return (
+        f"{training.get('method')}, {training.get('network')} width {training.get('width')}, "
+        f"{training.get('labeled')} labelled and {training.get('unlabeled')} unlabelled scans, "
+        f"{training.get('iterations')} iterations"
+    )
+
+
+def _figures(mean: dict[str, float]) -> str:
+    return (
+        f"Dice {mean['dice']:.3f}, Jaccard {mean['jaccard']:.3f}, 95HD {mean['hd95']:.2f} mm, ASD {mean['asd']:.2f} mm"
+    )

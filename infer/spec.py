@@ -1,0 +1,142 @@
+"""Contract 2, the model spec: everything about a model that is not its weights. It travels inside the artifact.
+
+A spec plus a graph is enough to turn a scan into a mask; nothing else is looked up. `to_json` is byte-stable (sorted
+keys, no whitespace), so the same spec is always the same bytes.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+FORMAT = 1  # raised only when an old reader would misread a new spec
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """How intensities become network input: optional clipping, then (v - mean) / std.
+
+    `zscore` takes mean and std from each scan (all voxels, after clipping); `fixed` takes them from the training set
+    (CT, where the unit is Hounsfield). `lower`/`upper` clip in the scan's own unit, None means no clipping.
+    """
+
+    kind: Literal["zscore", "fixed"] = "zscore"
+    lower: float | None = None
+    upper: float | None = None
+    mean: float = 0.0
+    std: float = 1.0
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Frozen description of a model.
+
+    Attributes
+    ----------
+    name : short name, as in ``-m hippocampus``.
+    labels : class names; index is the channel of the logits, 0 is background.
+    label_values : the value written into a mask for each class (0..K-1 unless the data set differs, as BraTS does).
+    channels : input channel names, in order.
+    spacing : mm along R, A, S of the network's grid; None on an axis keeps the scan's own spacing there.
+    orientation : axis order of the network's grid; always "RAS".
+    normalisation : intensity rule.
+    window : training window in voxels (X, Y, Z); Z is 1 for 2D networks.
+    stride : every input extent must be a multiple of this, in voxels (X, Y, Z).
+    dims : 2 (axial slices) or 3.
+    activation : "softmax" (exclusive classes).
+    tiling : "free" if the network was measured to keep its Dice on tiles larger than the window, else "window".
+    intensity_range : 0.5 and 99.5 percentile of intensities in training, or None.
+    graph_sha256 : digest of the serialised graph, checked on load.
+    versions : producer versions.
+    card : training summary and measured figures, free-form JSON.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    channels: tuple[str, ...]
+    spacing: tuple[float | None, float | None, float | None]
+    normalisation: Normalisation
+    window: tuple[int, int, int]
+    stride: tuple[int, int, int]
+    label_values: tuple[int, ...] = ()
+    orientation: str = "RAS"
+    dims: int = 3
+    activation: str = "softmax"
+    tiling: str = "free"
+    intensity_range: tuple[float, float] | None = None
+    graph_sha256: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    card: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        if not self.label_values:
+            object.__setattr__(self, "label_values", tuple(range(len(self.labels))))
+        problems = list(self._problems())
+        if problems:
+            raise ValueError("model spec: " + "; ".join(problems))
+
+    def _problems(self) -> Iterator[str]:
+        yield from self._label_problems()
+        yield from self._grid_problems()
+        if self.format != FORMAT:
+            yield f"format {self.format}, this version reads {FORMAT}"
+        if not self.channels:
+            yield "channels is empty"
+        if self.orientation != "RAS" or self.activation != "softmax":
+            yield f"unknown orientation or activation: {self.orientation}, {self.activation}"
+        norm = self.normalisation
+        numbers = [norm.mean, norm.std, *(v for v in (norm.lower, norm.upper) if v is not None)]
+        if norm.kind not in ("zscore", "fixed") or not all(map(math.isfinite, numbers)) or norm.std <= 0:
+            yield f"normalisation is invalid: {norm}"
+
+    def _label_problems(self) -> Iterator[str]:
+        if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
+            yield f"labels must be two or more distinct names, found {self.labels}"
+        if len(self.label_values) != len(self.labels) or len(set(self.label_values)) != len(self.label_values):
+            yield f"label_values must be distinct, one per label, found {self.label_values}"
+        if any(not isinstance(v, int) or not 0 <= v < 65536 for v in self.label_values) or self.label_values[0] != 0:
+            yield f"label_values must be integers from 0 to 65535, the first 0, found {self.label_values}"
+
+    def _grid_problems(self) -> Iterator[str]:
+        if len(self.spacing) != 3 or any(s is not None and not (math.isfinite(s) and s > 0) for s in self.spacing):
+            yield f"spacing must be three positive numbers or null, found {self.spacing}"
+        if self.dims not in (2, 3) or self.tiling not in ("free", "window"):
+            yield f"dims must be 2 or 3 and tiling free or window, found {self.dims} and {self.tiling}"
+        for name, extent in (("window", self.window), ("stride", self.stride)):
+            if len(extent) != 3 or any(not isinstance(e, int) or e < 1 for e in extent):
+                yield f"{name} must be three positive integers, found {extent}"
+                return
+        if any(w % s for w, s in zip(self.window, self.stride, strict=False)):
+            yield f"window {self.window} is not a multiple of stride {self.stride}"
+        if self.dims == 2 and (self.window[2], self.stride[2]) != (1, 1):
+            yield f"a 2D model has window and stride 1 along z, found {self.window} and {self.stride}"
+
+    def to_json(self) -> str:
+        """Byte-stable JSON."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "ModelSpec":
+        """Parse and validate. Raises ValueError naming the field."""
+        raw = json.loads(text)
+        if not isinstance(raw, dict):
+            raise ValueError(f"model spec must be a JSON object, found {type(raw).__name__}")
+        return cls.from_dict(raw)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "ModelSpec":
+        """The same from parsed JSON."""
+        raw = dict(content)
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(raw) - known):
+            raise ValueError(f"model spec has unknown fields {unknown}")
+        try:
+            raw["normalisation"] = Normalisation(**raw["normalisation"])
+            for name in ("labels", "channels", "spacing", "window", "stride", "label_values", "intensity_range"):
+                if raw.get(name) is not None:
+                    raw[name] = tuple(raw[name])
+            return cls(**raw)
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"model spec: {error}") from error

@@ -1,0 +1,91 @@
+"""The artifact: read without an ONNX library, checked, and refused with the reason."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from seg.infer.artifact import Golden, load, resolve, shipped_models
+from seg.infer.backends import open_backend
+from seg.infer.errors import Exit, SegError
+
+
+def test_spec_and_golden_travel_in_the_file(threshold_model: Callable[..., str]) -> None:
+    artifact = load(threshold_model(thresholds=(0.5, 1.5), name="mine"))
+    assert artifact.spec.name == "mine"
+    assert artifact.spec.labels == ("background", "class 1", "class 2")
+    assert artifact.golden is not None
+    backend = open_backend("openvino", artifact.path, "cpu")
+    found = backend.run(artifact.golden.x.astype(np.float32))
+    np.testing.assert_allclose(found, artifact.golden.logits, atol=1e-6)
+
+
+def test_golden_text_round_trip() -> None:
+    rng = np.random.default_rng(0)
+    golden = Golden(rng.standard_normal((1, 2, 3, 4, 5)).astype(np.float16), rng.random((1, 3, 3, 4, 5), np.float32))
+    again = Golden.from_text(golden.to_text())
+    np.testing.assert_array_equal(again.x, golden.x)
+    np.testing.assert_array_equal(again.logits, golden.logits)
+
+
+@pytest.mark.parametrize("text", ["", "1,1,1,1,1;", "1,1,1,1,99999999,1,1,1,1,1;aa", "0,1,1,1,1,1,1,1,1,1;aa"])
+def test_a_broken_golden_pair_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        Golden.from_text(text)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
+        (b"<!DOCTYPE html><html>log in</html>", "HTML page"),
+        (b"PK\x03\x04" + bytes(60), "zip or PyTorch"),
+        (b"\x1f\x8b" + bytes(60), "gzip"),
+        (b"hello, this is text and no model at all", "not an ONNX file"),
+        (bytes(500), "not an ONNX file"),
+    ],
+)
+def test_wrong_files_are_named_for_what_they_are(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(SegError, match=words) as caught:
+        load(str(path))
+    assert caught.value.exit is Exit.MODEL
+
+
+def test_every_cut_is_refused(threshold_model: Callable[..., str], tmp_path: Path) -> None:
+    whole = Path(threshold_model()).read_bytes()
+    for length in (1, 10, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "cut.onnx").write_bytes(whole[:length])
+        with pytest.raises(SegError) as caught:
+            load(str(tmp_path / "cut.onnx"))
+        assert caught.value.exit is Exit.MODEL, length
+
+
+def test_a_changed_weight_is_refused(threshold_model: Callable[..., str]) -> None:
+    path = Path(threshold_model())
+    content = bytearray(path.read_bytes())
+    at = content.index(np.array([-0.5], np.float32).tobytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(SegError, match="E-MODEL-TAMPERED"):
+        load(str(path))
+
+
+def test_names_and_paths(tmp_path: Path, threshold_model: Callable[..., str]) -> None:
+    path = threshold_model()
+    assert resolve(path) == path
+    for name in shipped_models():
+        assert os.path.isfile(resolve(name))
+    for wrong in ("no-such-model", str(tmp_path), str(tmp_path / "absent.onnx")):
+        with pytest.raises(SegError, match="E-MODEL-MISSING") as caught:
+            resolve(wrong)
+        assert caught.value.exit is Exit.MODEL
+
+
+def test_a_device_that_is_not_there_is_an_error(threshold_model: Callable[..., str]) -> None:
+    with pytest.raises(SegError, match="E-DEVICE") as caught:
+        open_backend("openvino", threshold_model(), "cuda:0")
+    assert caught.value.exit is Exit.RUNTIME

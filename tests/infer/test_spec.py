@@ -1,0 +1,86 @@
+"""The spec: frozen bytes, and refusal of everything that cannot be right."""
+
+import json
+
+import pytest
+from known import plain_spec
+from seg.infer.spec import ModelSpec, Normalisation
+
+GOLDEN_BYTES = (
+    '{"activation":"softmax","card":{"license":"CC0"},"channels":["MR"],"dims":3,"format":1,"graph_sha256":"ab",'
+    '"intensity_range":[0.5,99.5],"label_values":[0,1,4],"labels":["background","core","rim"],"name":"tumour",'
+    '"normalisation":{"kind":"zscore","lower":null,"mean":0.0,"std":1.0,"upper":null},"orientation":"RAS",'
+    '"spacing":[1.25,1.25,null],"stride":[16,16,16],"tiling":"free","versions":{"torch":"2.13.0"},"window":[64,64,48]}'
+)
+
+GOLDEN_SPEC = ModelSpec(
+    name="tumour",
+    labels=("background", "core", "rim"),
+    label_values=(0, 1, 4),
+    channels=("MR",),
+    spacing=(1.25, 1.25, None),
+    normalisation=Normalisation("zscore"),
+    window=(64, 64, 48),
+    stride=(16, 16, 16),
+    intensity_range=(0.5, 99.5),
+    graph_sha256="ab",
+    versions={"torch": "2.13.0"},
+    card={"license": "CC0"},
+)
+
+
+def test_bytes_are_frozen() -> None:
+    """A change here breaks every artifact in the field: raise FORMAT and keep reading the old one."""
+    assert GOLDEN_SPEC.to_json() == GOLDEN_BYTES
+    assert ModelSpec.from_json(GOLDEN_BYTES) == GOLDEN_SPEC
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": ["one"], "label_values": [0]}, "two or more"),
+        ({"labels": ["a", "a"], "label_values": [0, 1]}, "distinct"),
+        ({"label_values": [0, 1, 1]}, "distinct"),
+        ({"label_values": [1, 0, 2]}, "the first 0"),
+        ({"label_values": [0, 1, 70000]}, "65535"),
+        ({"label_values": [0, 1]}, "one per label"),
+        ({"channels": []}, "channels"),
+        ({"spacing": [1.0, -1.0, 1.0]}, "positive"),
+        ({"spacing": [1.0, 1.0]}, "three"),
+        ({"window": [64, 60, 48]}, "multiple"),
+        ({"window": [64, 64]}, "three positive"),
+        ({"stride": [0, 16, 16]}, "three positive"),
+        ({"dims": 2}, "2D"),
+        ({"dims": 4}, "dims"),
+        ({"tiling": "some"}, "tiling"),
+        ({"orientation": "LPS"}, "orientation"),
+        ({"activation": "sigmoid"}, "activation"),
+        ({"format": 2}, "format 2"),
+        ({"normalisation": {"kind": "magic"}}, "normalisation"),
+        ({"normalisation": {"kind": "fixed", "std": 0.0}}, "normalisation"),
+        ({"normalisation": {"kind": "fixed", "typo": 1}}, "typo"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_wrong_content_is_refused_by_name(changes: dict[str, object], message: str) -> None:
+    raw = json.loads(GOLDEN_BYTES) | changes
+    with pytest.raises(ValueError, match=message):
+        ModelSpec.from_json(json.dumps(raw))
+
+
+@pytest.mark.parametrize("missing", ["name", "labels", "normalisation", "window"])
+def test_missing_fields_are_named(missing: str) -> None:
+    raw = json.loads(GOLDEN_BYTES)
+    del raw[missing]
+    with pytest.raises(ValueError, match=missing):
+        ModelSpec.from_json(json.dumps(raw))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{"])
+def test_not_a_spec(text: str) -> None:
+    with pytest.raises(ValueError, match=r"Expecting|JSON object"):
+        ModelSpec.from_json(text)
+
+
+def test_label_values_default_to_the_indices() -> None:
+    assert plain_spec().label_values == (0, 1)

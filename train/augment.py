@@ -1,0 +1,122 @@
+"""Weak augmentation of a batch on the training device: one affine resampling and a change of contrast.
+
+Rotation, scaling and cropping of the window are one `grid_sample`, images trilinear and labels nearest. Rot90 and
+mirroring are free and happen while cropping.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class WeakAugmentation:
+    """Ranges of the weak augmentation; zeros switch a part off.
+
+    Attributes
+    ----------
+    rotation : degrees, uniform in +- about each axis.
+    scale : log-scale, uniform in +-, one factor for all axes plus a quarter of that per axis.
+    contrast : log-gain and log-gamma, uniform in +-, about the crop's mean.
+    brightness : offset in standard deviations, uniform in +-.
+    noise : upper bound of Gaussian noise in standard deviations.
+    mirror : axes mirrored with probability 1/2.
+    rot90 : rotation by multiples of 90 degrees in the x-y plane (the papers' RandomRotFlip).
+    """
+
+    rotation: float = 15.0
+    scale: float = 0.2
+    contrast: float = 0.3
+    brightness: float = 0.2
+    noise: float = 0.15
+    mirror: tuple[int, ...] = (0, 1, 2)
+    rot90: bool = False
+
+    @property
+    def spatial(self) -> bool:
+        """Whether crops are resampled, and so need a margin."""
+        return self.rotation > 0 or self.scale > 0
+
+    def margin(self, window: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Extent to crop, in voxels, so that most of a rotated and shrunk window has data."""
+        if not self.spatial:
+            return window
+        x, y, z = (int(np.ceil(w * 1.25 / 2)) * 2 for w in window)
+        return x, y, z
+
+
+def _uniform(count: int, *shape: int, generator: torch.Generator) -> Tensor:
+    """Uniform in [-1, 1)."""
+    return torch.rand(count, *shape, generator=generator, device=generator.device) * 2 - 1
+
+
+def _affines(count: int, spec: WeakAugmentation, generator: torch.Generator) -> Tensor:
+    """(count, 3, 3) output -> input voxel offsets about the centre."""
+    angles = torch.deg2rad(spec.rotation * _uniform(count, 3, generator=generator))
+    common = spec.scale * _uniform(count, 1, generator=generator)
+    scales = torch.exp(common + spec.scale / 4 * _uniform(count, 3, generator=generator))
+    matrix = torch.diag_embed(scales)
+    for axis in range(3):
+        c, s = torch.cos(angles[:, axis]), torch.sin(angles[:, axis])
+        i, j = [a for a in range(3) if a != axis]
+        turn = torch.eye(3, device=matrix.device).repeat(count, 1, 1)
+        turn[:, i, i], turn[:, j, j], turn[:, i, j], turn[:, j, i] = c, c, -s, s
+        matrix = turn @ matrix
+    return matrix
+
+
+def weak_augment(
+    image: Tensor,
+    label: Tensor | None,
+    window: tuple[int, int, int],
+    spec: WeakAugmentation,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor | None]:
+    """Augment a batch.
+
+    Parameters
+    ----------
+    image : (B, C, *margin(window)) float32.
+    label : (B, *margin(window)) integer, or None.
+
+    Returns
+    -------
+    image (B, C, *window) float32 and label (B, *window) int64.
+    """
+    count = len(image)
+    if count and spec.spatial:
+        grid = _grid(image, window, _affines(count, spec, generator))
+        image = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        if label is not None:
+            moved = F.grid_sample(label[:, None].float(), grid, mode="nearest", align_corners=False)
+            label = moved[:, 0]
+    if count:
+        image = _intensity(image, spec, generator)
+    return image, None if label is None else label.long()
+
+
+def _grid(image: Tensor, window: tuple[int, int, int], affine: Tensor) -> Tensor:
+    """(B, *window, 3) sampling positions, in grid_sample's [-1, 1] with the last axis first."""
+    axes = [torch.arange(w, device=image.device, dtype=torch.float32) - (w - 1) / 2 for w in window]
+    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)  # (X, Y, Z, 3) voxels about the centre
+    moved = torch.einsum("bij,xyzj->bxyzi", affine, points)
+    half = torch.tensor(image.shape[2:], device=image.device, dtype=torch.float32) / 2
+    return (moved / half).flip(-1)
+
+
+def _intensity(image: Tensor, spec: WeakAugmentation, generator: torch.Generator) -> Tensor:
+    """Gain, gamma about the mean, offset and noise; one draw per sample."""
+    if not (spec.contrast or spec.brightness or spec.noise):
+        return image
+    gain, gamma, offset, noise = _uniform(len(image), 4, generator=generator).T[:, :, None, None, None, None]
+    mean = image.mean(dim=(1, 2, 3, 4), keepdim=True)
+    centred = image - mean
+    centred = centred.sign() * centred.abs().clamp_min(1e-6) ** torch.exp(spec.contrast * gamma)
+    image = centred * torch.exp(spec.contrast * gain) + mean + spec.brightness * offset
+    if spec.noise:
+        random = torch.randn(image.shape, generator=generator, device=image.device)
+        image = image + random * (spec.noise * (noise + 1) / 2).clamp_min(0) ** 2 / max(spec.noise, 1e-6)
+    return image

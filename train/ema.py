@@ -1,0 +1,40 @@
+"""Exponential moving average of a network: the mean teacher, or simply better final weights."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class Ema(nn.Module):
+    """A gradient-free copy of a network that follows it.
+
+    The rate is alpha = min(1 - 1 / (t + 1), decay), so that the copy starts as the student (UA-MT, methods.md section 2).
+    Batch-norm running statistics are averaged alike.
+    """
+
+    def __init__(self, student: nn.Module, decay: float = 0.99) -> None:
+        super().__init__()
+        self.decay = decay
+        self.network = copy.deepcopy(student).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "Ema":
+        """The average is never in training mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def update(self, student: nn.Module, step: int) -> None:
+        """Move towards the student after optimiser step `step` (from 0)."""
+        alpha = min(1.0 - 1.0 / (step + 1), self.decay)
+        mine, theirs = list(self.network.parameters()), [p.detach() for p in student.parameters()]
+        torch._foreach_lerp_(mine, theirs, 1.0 - alpha)
+        for average, value in zip(self.network.buffers(), student.buffers(), strict=True):
+            if average.is_floating_point():
+                average.lerp_(value, 1.0 - alpha)
+            else:
+                average.copy_(value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, ...) -> (N, K, ...) logits."""
+        logits: Tensor = self.network(x)
+        return logits

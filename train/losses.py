@@ -1,0 +1,36 @@
+"""Segmentation losses. Logits are (N, K, ...) of any float type, targets (N, ...) integer; sums are float32."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SMOOTH = 1e-5
+
+
+def soft_dice(p: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Dice loss 1 - (2 sum pt + s) / (sum p^2 + sum t^2 + s), one ratio over the whole batch.
+
+    Source: losses.dice_loss of the UA-MT and CrossMatch repositories (methods.md section 0, "D2").
+
+    Parameters
+    ----------
+    p, target : (N, ...) probability and target of one class.
+    keep : (N, ...) 0/1 weight; voxels with 0 do not count. Same value as dropping them by boolean indexing, without the
+        device synchronisation and sorted scatter of that.
+    """
+    t = target if keep is None else target * keep
+    q = p if keep is None else p * keep
+    overlap, squares = (q * t).sum(), (q * q).sum() + (t * t).sum()
+    return 1.0 - (2.0 * overlap + SMOOTH) / (squares + SMOOTH)
+
+
+def dice_loss(logits: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Mean D2 Dice loss over the foreground classes. With two classes this is the papers' foreground Dice."""
+    p = logits.float().softmax(dim=1)
+    losses = [soft_dice(p[:, k], (target == k).float(), keep) for k in range(1, p.shape[1])]
+    return torch.stack(losses).mean()
+
+
+def supervised_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """(CE + Dice) / 2, the supervised loss of CrossMatch and of the V-Net baseline."""
+    return 0.5 * (F.cross_entropy(logits.float(), target) + dice_loss(logits, target))

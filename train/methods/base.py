@@ -1,0 +1,80 @@
+"""Contract 4, the method: how a network learns from one batch.
+
+The loop knows nothing of methods; a method knows nothing of devices, files, schedules of validation or logging. A
+training step is
+
+    for phase in method.phases:
+        losses = method.losses(batch, step, phase); sum(losses.values()).backward(); optimiser[phase].step()
+    method.after_step(step)
+
+One phase is the rule; an adversarial method adds a second one with its own parameters (SASSNet's discriminator). A
+pre-training period (BCP) is a branch on `step`, a teacher (UA-MT) is updated in `after_step`. Everything that must
+survive an interruption is a parameter or a buffer.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's data, on the training device.
+
+    Attributes
+    ----------
+    x : (B, C, X, Y, Z) labelled images, network grid, normalised, weakly augmented.
+    y : (B, X, Y, Z) int64 class indices.
+    u : (U, C, X, Y, Z) unlabelled images, weakly augmented; U may be 0.
+    generator : the step's random numbers, seeded from (seed, step), so that a resumed run repeats them.
+    """
+
+    x: Tensor
+    y: Tensor
+    u: Tensor
+    generator: torch.Generator
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Settings every method has. Subclasses override defaults and add their own."""
+
+    labeled_batch: int = 4
+    unlabeled_batch: int = 0
+    dropout: float = 0.5  # V-Net's own, bottleneck and head (methods.md section 0)
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    schedule: Literal["poly", "step", "constant"] = "poly"  # step: x0.1 every 2500 iterations
+    clip_norm: float = 0.0  # 0 is off
+
+
+class Method(nn.Module):
+    """Base of all methods; see the module's docstring for the contract."""
+
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    phases: ClassVar[tuple[str, ...]] = ("student",)
+
+    def __init__(self, network: nn.Module, config: MethodConfig, iterations: int) -> None:
+        super().__init__()
+        self.student = network
+        self.config = config
+        self.iterations = iterations
+
+    def trainable(self, phase: str) -> Iterable[nn.Parameter]:
+        """Parameters that the optimiser of `phase` moves."""
+        return self.student.parameters()
+
+    def losses(self, batch: Batch, step: int, phase: str = "student") -> dict[str, Tensor]:
+        """Named weighted scalars whose sum is minimised. `step` counts from 0."""
+        raise NotImplementedError
+
+    def after_step(self, step: int) -> None:
+        """Called once after the optimisers' steps: moving averages, memories."""
+
+    def deployed(self) -> nn.Module:
+        """The network to validate and export: one input, one logits output."""
+        return self.student

@@ -1,0 +1,228 @@
+"""CrossMatch (Zhao et al., IEEE JBHI 2024): image-level and feature-level perturbation with self-distillation.
+
+Every unlabelled scan has five predictions: wn (weak image, no feature perturbation: the teacher), ww, ws, sw, ss
+(weak/strong image x weak/strong feature perturbation), and the clean predictions of the two strong views, s1 and s2.
+Losses (equations 10 to 12, methods.md 13.8):
+
+    L_ip  = mean of D(s1; wn), D(s2; wn)                        image perturbation
+    L_tkd = mean of D(ww; wn), D(ws; wn), D(sw; wn), D(ss; wn)  teacher distillation
+    L_dkd = mean of D(sw; ww), D(ss; ws)                        assistant distillation
+    L     = scale * (L_sup + w_ip L_ip + w_kd ((1 - eta) L_tkd + eta L_dkd))
+
+D is the Dice loss against hard targets where the teacher is confident. Paper, paper-time code and today's code disagree
+(methods.md 13.9); `Config` covers all three and the presets say which value comes from where. Common to all: the box of
+CutMix has the volume drawn, and the CutMix partner is the batch reversed unless `mix_batch` asks for the official third
+loader. Batch norm sees what is stacked: `teacher="stacked"` makes the published two passes, [x, u] and [s1, s2], with
+the teacher among the streams; otherwise one pass holds all images and the teacher stands apart, without gradient.
+Perturbations are functions of the training step: nothing of them is in `deployed()`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ema import Ema
+from ..losses import dice_loss, supervised_loss
+from ..networks import Network
+from ..strong import cutmix_boxes, strong_view
+from .base import Batch, Method, MethodConfig
+
+Perturbation = Literal["dropout", "alpha", "feature_alpha"]
+
+
+@dataclass(frozen=True)
+class CrossMatchConfig(MethodConfig):
+    """The method's settings; the defaults are the `fast` preset."""
+
+    labeled_batch: int = 4
+    unlabeled_batch: int = 2
+    ip_weight: float = 1.0
+    kd_weight: float = 1.0
+    scale: float = 1.0
+    eta: float = 0.3  # Table 4
+    gap: float = 0.5  # Table 5: weak p = (1 - gap) / 2, strong p = (1 + gap) / 2
+    perturbation: Perturbation = "dropout"  # Fig. 5
+    threshold: float = 0.85  # paper, section IV
+    threshold_ramp: bool = False  # official: (c + (1 - c) r(step)) * ln 2 from the second step on (methods.md 13.5)
+    mix_batch: int = 0  # official: CutMix partners from a third loader; 0 takes the batch reversed
+    teacher: Literal["stacked", "apart", "ema"] = "ema"
+    ema: float = 0.99
+    ramp_up: float = 0.4  # share of the run over which the unsupervised losses fade in; 0 acts from the first step
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Text of the paper: equation 12, threshold 0.85 fixed, batch 2 + 2, no third loader.
+    "paper": dict(labeled_batch=2, unlabeled_batch=2, teacher="stacked", ema=0.0, ramp_up=0.0),
+    # Repository HEAD 59772e0, LA/code/train.sh and train_cross_match.py: c 0.75 with ramp, L / 2, L_ip weight 0.5.
+    "official": dict(
+        labeled_batch=2,
+        unlabeled_batch=4,
+        mix_batch=2,
+        teacher="stacked",
+        ema=0.0,
+        ramp_up=0.0,
+        threshold=0.75,
+        threshold_ramp=True,
+        ip_weight=0.5,
+        kd_weight=1.0,
+        scale=0.5,
+    ),
+    # Best measured on small budgets: averaged teacher outside the stack, fade-in, labelled batch of 4.
+    "fast": {},
+}
+
+
+def preset(name: str) -> CrossMatchConfig:
+    """A named preset."""
+    return replace(CrossMatchConfig(), **PRESETS[name])
+
+
+class CrossMatch(Method):
+    """See the module's docstring."""
+
+    Config = CrossMatchConfig
+    config: CrossMatchConfig
+
+    def __init__(self, network: nn.Module, config: CrossMatchConfig, iterations: int) -> None:
+        super().__init__(network, config, iterations)
+        self.average = Ema(network, config.ema) if config.ema > 0 else None
+
+    def losses(self, batch: Batch, step: int, phase: str = "student") -> dict[str, Tensor]:
+        """See the base class."""
+        cfg = self.config
+        u, partner = self._unlabeled(batch)
+        s1, s2 = strong_view(u, batch.generator), strong_view(u, batch.generator)
+        box1, box2 = (cutmix_boxes(len(u), u.shape[2:], batch.generator) for _ in range(2))
+        p1, p2 = (self._partner_view(partner, view, batch.generator) for view in (s1, s2))
+        s1, s2 = torch.where(box1[:, None], p1, s1), torch.where(box2[:, None], p2, s2)
+
+        given = None if partner is None else self._partner_logits(batch.x, partner)
+        streams = self._two_passes if cfg.teacher == "stacked" else self._one_pass
+        zx, z1, z2, wn, ww, ws, sw, ss = streams(batch.x, u, s1, s2)
+        # What stands inside the CutMix box: the partners' predictions of the same kind.
+        mix, mix_w, mix_s = given or (wn.flip(0), ww.flip(0), ws.flip(0))
+
+        c = self._threshold(step)
+        teacher, t1, t2 = _Target.of(wn, c), _Target.of(wn, c, mix, box1), _Target.of(wn, c, mix, box2)
+        k1, k2 = _Target.of(ww, c, mix_w, box2), _Target.of(ws, c, mix_s, box2)
+        ip = (t1.loss(z1) + t2.loss(z2)) / 2
+        tkd = (teacher.loss(ww) + teacher.loss(ws) + t2.loss(sw) + t2.loss(ss)) / 4
+        dkd = (k1.loss(sw) + k2.loss(ss)) / 2
+        weight = cfg.scale * self._ramp(step)
+        return {
+            "supervised": cfg.scale * supervised_loss(zx, batch.y),
+            "image": weight * cfg.ip_weight * ip,
+            "teacher": weight * cfg.kd_weight * (1 - cfg.eta) * tkd,
+            "assistant": weight * cfg.kd_weight * cfg.eta * dkd,
+        }
+
+    def _unlabeled(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """The unlabelled crops and, in official mode, their CutMix partners from the third loader."""
+        mix = self.config.mix_batch
+        return (batch.u[:-mix], batch.u[-mix:]) if mix else (batch.u, None)
+
+    def _partner_view(self, partner: Tensor | None, view: Tensor, generator: torch.Generator) -> Tensor:
+        """What is pasted into a strong view: a strong view of the partner."""
+        return view.flip(0) if partner is None else strong_view(partner, generator)
+
+    @torch.no_grad()
+    def _partner_logits(self, x: Tensor, partner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Teacher, weakly and strongly perturbed logits of the third loader's crops (methods.md 13.4)."""
+        clean = self.average(partner) if self.average is not None else self.student(partner)
+        return clean, *self._stacked(x, partner)[2:]
+
+    def _two_passes(self, x: Tensor, u: Tensor, s1: Tensor, s2: Tensor) -> tuple[Tensor, ...]:
+        """Logits x, s1, s2, wn, ww, ws, sw, ss as published: the streams of [x, u], then those of [s1, s2]."""
+        zx, wn, ww, ws = self._stacked(x, u)
+        z1, z2, sw, ss = self._stacked(s1, s2)
+        return zx, z1, z2, wn, ww, ws, sw, ss
+
+    def _stacked(self, first: Tensor, second: Tensor) -> tuple[Tensor, ...]:
+        """Logits of `first`, of `second`, and of `second` under weak and strong feature perturbation: one decoder pass."""
+        network, n, m = self._network, len(first), len(second)
+        levels = network.encode(torch.cat([first, second]))
+        tail = [level[n:] for level in levels]
+        streams = [levels, *(self._perturbed(tail, p) for p in self._rates())]
+        logits = network.decode([torch.cat(parts) for parts in zip(*streams, strict=True)], head_dropout=False)
+        return logits.split_with_sizes([n, m, m, m])
+
+    def _one_pass(self, x: Tensor, u: Tensor, s1: Tensor, s2: Tensor) -> tuple[Tensor, ...]:
+        """The same logits, everything with gradient in one encoder and one decoder pass."""
+        network, n, m = self._network, len(x), len(u)
+        levels = network.encode(torch.cat([x, u, s1, s2]))
+        clean = [torch.cat([level[:n], level[n + m :]]) for level in levels]  # x, s1, s2
+        w, s = ([level[a : a + m] for level in levels] for a in (n, n + 2 * m))
+        streams = [clean, *(self._perturbed(f, p) for f in (w, s) for p in self._rates())]
+        logits = network.decode([torch.cat(parts) for parts in zip(*streams, strict=True)], head_dropout=False)
+        zx, z1, z2, ww, ws, sw, ss = logits.split_with_sizes([n, m, m, m, m, m, m])
+        with torch.no_grad():
+            if self.config.teacher == "ema" and self.average is not None:
+                wn = self.average(u)
+            else:
+                wn = network.decode([level.detach() for level in w], head_dropout=False)
+        return zx, z1, z2, wn, ww, ws, sw, ss
+
+    @property
+    def _network(self) -> Network:
+        return cast(Network, self.student)
+
+    def _rates(self) -> tuple[float, float]:
+        return (1 - self.config.gap) / 2, (1 + self.config.gap) / 2
+
+    def _perturbed(self, levels: Sequence[Tensor], p: float) -> list[Tensor]:
+        """Feature perturbation on all five levels (LA/code/networks/vnet.py, PertDropout)."""
+        drop = {
+            "dropout": F.dropout3d,
+            "alpha": F.alpha_dropout,
+            "feature_alpha": F.feature_alpha_dropout,
+        }[self.config.perturbation]
+        return [drop(level, p, training=True) for level in levels]
+
+    def _threshold(self, step: int) -> float:
+        c = self.config.threshold
+        if not self.config.threshold_ramp or step == 0:
+            return c
+        return (c + (1 - c) * _gaussian_ramp((step - 1) / self.iterations)) * math.log(2)
+
+    def _ramp(self, step: int) -> float:
+        length = self.config.ramp_up * self.iterations
+        return _gaussian_ramp(step / length) if length > 0 else 1.0
+
+    def after_step(self, step: int) -> None:
+        """Move the averaged weights."""
+        if self.average is not None:
+            self.average.update(self.student, step)
+
+    def deployed(self) -> nn.Module:
+        """The averaged weights where there are any, else the student: without perturbations."""
+        return self.student if self.average is None else self.average.network
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Hard labels and the voxels that count: (B, X, Y, Z) each."""
+
+    label: Tensor
+    keep: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, threshold: float, mix: Tensor | None = None, box: Tensor | None = None) -> "_Target":
+        """Targets from teacher logits, taken from `mix` inside `box`."""
+        z = logits.detach().float()
+        if mix is not None and box is not None:
+            z = torch.where(box[:, None], mix.detach().float(), z)
+        confidence, label = z.softmax(dim=1).max(dim=1)
+        return cls(label, (confidence >= threshold).float())
+
+    def loss(self, logits: Tensor) -> Tensor:
+        return dice_loss(logits, self.label, self.keep)
+
+
+def _gaussian_ramp(t: float) -> float:
+    """exp(-5 (1 - t)^2), 1 from t = 1 on (methods.md section 0)."""
+    return math.exp(-5.0 * (1.0 - min(max(t, 0.0), 1.0)) ** 2)

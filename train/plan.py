@@ -1,0 +1,246 @@
+"""From the facts of the training cases to the numbers a training needs: grid, window, intensities, classes, batch.
+
+Deterministic arithmetic on `CaseFacts`; it opens no file and knows of the device its kind and its memory in bytes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from seg.infer.errors import Exit
+from seg.infer.resample import resampled_extent
+from seg.infer.spec import Normalisation
+
+from .cases import refusal
+from .facts import QUANTILES, CaseFacts
+from .window import MAX_WINDOW_VOXELS, Shape3, cpu_notes, fit_window, judge_window, times, voxel_budget
+
+Vec3 = tuple[float, float, float]
+
+STRIDE = 16  # four halvings in the network
+WIDTH = 16  # channels at full resolution
+ITERATIONS = 6000  # UA-MT and its successors train the left atrium for as long
+BATCH_LABELED = 4
+ANISOTROPIC = 3.0  # nnU-Net's threshold, for spacing and for shape
+HOUNSFIELD_AIR = -500.0  # an integer scan that goes below holds air in Hounsfield units
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be trained.
+
+    Attributes
+    ----------
+    dims : 2 (axial slices) or 3.
+    modality : "CT" or "MR", guessed from the intensities.
+    spacing : mm along R, A, S; None keeps the scan's own (the slice axis in 2D).
+    median_shape : voxels along R, A, S of the median training case on that grid.
+    normalisation, window, stride, intensity_range : as in `ModelSpec`.
+    labels, label_values : class names and mask values, background first.
+    channels : names, in order.
+    width : channels of the network at full resolution.
+    iterations, batch_labeled : defaults of the training loop.
+    cases : number of cases the plan rests on.
+    notes : doubts, one line each.
+    """
+
+    dims: Literal[2, 3]
+    modality: Literal["CT", "MR"]
+    spacing: tuple[float | None, float | None, float | None]
+    median_shape: Shape3
+    normalisation: Normalisation
+    window: Shape3
+    stride: Shape3
+    labels: tuple[str, ...]
+    label_values: tuple[int, ...]
+    channels: tuple[str, ...]
+    intensity_range: tuple[float, float]
+    width: int
+    iterations: int
+    batch_labeled: int
+    cases: int
+    notes: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """The plan as text for a terminal."""
+        norm = self.normalisation
+        rule = "each scan to mean 0 and standard deviation 1"
+        if norm.kind == "fixed":
+            rule = f"clip to [{norm.lower:g}, {norm.upper:g}], then (v - {norm.mean:g}) / {norm.std:g}"
+        classes = ", ".join(f"{v} {n}" for v, n in zip(self.label_values, self.labels, strict=True))
+        rows = [
+            ("cases", str(self.cases)),
+            ("modality", f"{self.modality} (guessed), channels {', '.join(self.channels)}"),
+            ("classes", classes),
+            ("grid", f"{' x '.join('own' if s is None else f'{s:g}' for s in self.spacing)} mm (R x A x S)"),
+            ("median shape", f"{times(self.median_shape)} voxels on that grid"),
+            ("window", f"{times(self.window)} voxels, {self.dims}D"),
+            ("intensities", f"{rule}; seen {self.intensity_range[0]:g} to {self.intensity_range[1]:g}"),
+            ("network", f"width {self.width}, extents a multiple of {times(self.stride)}"),
+            ("training", f"{self.iterations} iterations, {self.batch_labeled} labelled windows each"),
+            *(("note", note) for note in self.notes),
+        ]
+        return "\n".join(f"{name:<13} {text}" for name, text in rows)
+
+
+def plan(
+    facts: Sequence[CaseFacts],
+    label_names: Mapping[int, str] | None,
+    *,
+    spacing: tuple[float | None, float | None, float | None] | None = None,
+    window: Shape3 | None = None,
+    width: int | None = None,
+    memory_bytes: int,
+    device: Literal["cpu", "cuda"] = "cuda",
+    dims: Literal[2, 3] = 3,
+    channel_names: Sequence[str] | None = None,
+) -> Plan:
+    """Decide everything that the user did not.
+
+    Parameters
+    ----------
+    facts : of the training cases, labelled and unlabelled; validation cases must not shape the plan.
+    label_names : value -> name; other values found in labels are called ``class N``.
+    spacing, window, width : the user's choice in mm, voxels and channels, or None.
+    memory_bytes, device : of the device that trains; on a CPU the plan says what the window costs.
+
+    Raises
+    ------
+    SegError
+        E-DATA-PLAN: an impossible window, spacing or width, too little memory, no class, other channels than declared.
+    """
+    facts = sorted(facts, key=lambda fact: fact.id)
+    values = sorted({0, *(label_names or ()), *(value for fact in facts for value in fact.class_voxels)})
+    _judge_choices(facts, values, spacing, width, channel_names)
+    grid = spacing or target_spacing(facts)
+    grid = (grid[0], grid[1], grid[2] if dims == 3 else None)
+    shape = median_shape(facts, grid)
+    stride = (STRIDE, STRIDE, STRIDE if dims == 3 else 1)
+    budget = min(MAX_WINDOW_VOXELS, voxel_budget(memory_bytes, width or WIDTH))
+    if window is None:
+        window = _largest_window(facts, grid, shape, stride, budget)
+    modality, doubts = guess_modality(facts)
+    notes = [*judge_window(window, stride, budget), *doubts]
+    notes += cpu_notes(window, width or WIDTH, BATCH_LABELED, ITERATIONS) if device == "cpu" and dims == 3 else []
+    names = {0: "background", **(label_names or {})}
+    number = len(facts[0].channels)
+    numbered = [modality] if number == 1 else [f"{modality} {n}" for n in range(number)]
+    return Plan(
+        dims=dims,
+        modality=modality,
+        spacing=grid,
+        median_shape=shape,
+        normalisation=fixed_normalisation(facts) if modality == "CT" else Normalisation("zscore"),
+        window=window,
+        stride=stride,
+        labels=tuple(names.get(value, f"class {value}") for value in values),
+        label_values=tuple(values),
+        channels=tuple(channel_names or numbered),
+        intensity_range=intensity_range(facts),
+        width=width or WIDTH,
+        iterations=ITERATIONS,
+        batch_labeled=BATCH_LABELED,
+        cases=len(facts),
+        notes=tuple(notes),
+    )
+
+
+def target_spacing(facts: Sequence[CaseFacts]) -> Vec3:
+    """Median mm along R, A, S; nnU-Net's rule for thick slices.
+
+    If one axis is more than three times as coarse as both others, and has less than a third of their voxels, the 10th
+    percentile of its spacing is taken, though never finer than the others: the median would throw away thin slices.
+    """
+    spacings = np.array([fact.spacing for fact in facts])
+    shapes = np.median([fact.shape for fact in facts], axis=0)
+    target = np.median(spacings, axis=0)
+    worst = int(np.argmax(target))
+    others = [axis for axis in range(3) if axis != worst]
+    coarse = float(target[others].max())
+    if target[worst] > ANISOTROPIC * coarse and shapes[worst] * ANISOTROPIC < shapes[others].min():
+        target[worst] = max(float(np.percentile(spacings[:, worst], 10)), coarse)
+    r, a, s = (float(f"{value:.6g}") for value in target)  # 0.6249999 from a float32 header is 0.625
+    return r, a, s
+
+
+def median_shape(facts: Sequence[CaseFacts], grid: Sequence[float | None]) -> Shape3:
+    """Median extents in voxels after resampling to `grid` mm (None: not resampled)."""
+    extents = [
+        [resampled_extent(n, own, to) for n, own, to in zip(f.shape, f.spacing, grid, strict=True)] for f in facts
+    ]
+    x, y, z = (round(float(value)) for value in np.median(extents, axis=0))
+    return x, y, z
+
+
+def _largest_window(
+    facts: Sequence[CaseFacts], grid: Sequence[float | None], shape: Shape3, stride: Shape3, budget: int
+) -> Shape3:
+    """As much of the median case as the budget allows; one slice where the stride along z is 1."""
+    edges = [to or float(np.median([f.spacing[axis] for f in facts])) for axis, to in enumerate(grid)]
+    return fit_window((*shape[:2], shape[2] if stride[2] > 1 else 1), edges, stride, budget)
+
+
+def guess_modality(facts: Sequence[CaseFacts]) -> tuple[Literal["CT", "MR"], list[str]]:
+    """CT if every scan holds integers and goes down to air; a mixture counts as MR, with a note."""
+    looks = [all(c.integral and c.minimum <= HOUNSFIELD_AIR for c in fact.channels) for fact in facts]
+    if all(looks):
+        return "CT", []
+    doubt = f"{sum(looks)} of {len(looks)} cases look like CT; all are normalised one by one, as MR is"
+    return "MR", [doubt] if any(looks) else []
+
+
+def intensity_range(facts: Sequence[CaseFacts]) -> tuple[float, float]:
+    """The range most training scans lie in: 5th percentile of the scans' 0.5, 95th of their 99.5 percentile.
+
+    Percentiles of scans, since one scan in another unit would stretch the extremes without bound.
+    """
+    low, high = (
+        np.percentile([c.low for f in facts for c in f.channels], 5),
+        np.percentile([c.high for f in facts for c in f.channels], 95),
+    )
+    return float(f"{low:.6g}"), float(f"{high:.6g}")
+
+
+def fixed_normalisation(facts: Sequence[CaseFacts]) -> Normalisation:
+    """Clip to the 0.5 and 99.5 percentile of all foreground voxels, centre and scale by their mean and deviation."""
+    parts = [
+        (sum(n for value, n in fact.class_voxels.items() if value > 0), channel)
+        for fact in facts
+        for channel in fact.channels
+        if channel.foreground
+    ]
+    if not parts:
+        raise refusal("PLAN", "", "no label has a foreground voxel", "give at least one such case")
+    counts = np.array([count for count, _ in parts], np.float64)
+    share = counts / counts.sum()
+    means = np.array([channel.foreground_mean for _, channel in parts])
+    deviations = np.array([channel.foreground_std for _, channel in parts])
+    mean = float(share @ means)
+    std = float(np.sqrt(share @ (deviations**2 + (means - mean) ** 2)))
+    values = np.array([channel.foreground for _, channel in parts]).ravel()
+    weights = np.repeat(share, len(QUANTILES)) / len(QUANTILES)
+    order = np.argsort(values, kind="stable")
+    below = np.cumsum(weights[order]) - weights[order] / 2  # mass up to the middle of each quantile's own share
+    lower, upper = np.interp((0.005, 0.995), below, values[order]).tolist()
+    lower, upper, mean, std = (float(f"{value:.6g}") for value in (lower, upper, mean, max(std, 1e-6)))
+    return Normalisation("fixed", lower, upper, mean, std)
+
+
+def _judge_choices(
+    facts: Sequence[CaseFacts],
+    values: Sequence[int],
+    spacing: Sequence[float | None] | None,
+    width: int | None,
+    channel_names: Sequence[str] | None,
+) -> None:
+    if not facts or len(values) < 2:
+        raise refusal("PLAN", "", "no class besides the background", "give at least one labelled case")
+    number = len(facts[0].channels)
+    if channel_names and len(channel_names) != number:
+        found = f"{number} channels in {facts[0].id}"
+        raise refusal("PLAN", "", found, "correct dataset.json", f"those of dataset.json: {', '.join(channel_names)}")
+    if spacing is not None and any(s is not None and not s > 0 for s in spacing):
+        raise refusal("PLAN", "", f"spacing {spacing}", "give positive mm", exit=Exit.USAGE)
+    if width is not None and width < 1:
+        raise refusal("PLAN", "", f"width {width}", "give a positive number of channels", exit=Exit.USAGE)

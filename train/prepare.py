@@ -1,0 +1,71 @@
+"""Cases -> samples on the network's grid, through the preprocessing that ships. Read and prepared in threads."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+from seg.infer.nifti import read
+from seg.infer.preprocess import Grids, forward
+from seg.infer.resample import resample_plane
+from seg.infer.spec import ModelSpec
+from seg.infer.volume import Volume
+
+from .cases import Case
+from .sampling import Sample
+
+
+def load_volume(case: Case) -> Volume:
+    """The case's channels as one volume, on the first channel's grid (the data check has compared the grids)."""
+    volumes = [read(path, channels=1).volume for path in case.images]
+    if len(volumes) == 1:
+        return volumes[0]
+    return Volume(np.concatenate([v.intensities() for v in volumes]), volumes[0].affine)
+
+
+def load_label(path: str, label_values: Sequence[int]) -> NDArray[np.uint8]:
+    """(X, Y, Z) uint8 class indices in the file's axis order."""
+    volume = read(path).volume
+    values = np.rint(volume.intensities()[0]).astype(np.int64)
+    table = np.zeros(max(label_values) + 1, np.uint8)
+    table[list(label_values)] = np.arange(len(label_values))
+    return table[values]
+
+
+def label_on_network_grid(label: NDArray[np.uint8], grids: Grids, classes: int) -> NDArray[np.uint8]:
+    """(X, Y, Z) class indices in scan order -> network grid: linear weights of each class, the largest wins."""
+    turned = grids.turn.apply(label)
+    if turned.shape == grids.network:
+        return np.ascontiguousarray(turned)
+    best = np.zeros(grids.network, np.float32)
+    out = np.zeros(grids.network, np.uint8)
+    for k in range(classes):
+        plane = resample_plane((turned == k).astype(np.float32), grids.network[1:])
+        flat = plane.reshape(1, len(plane), -1)
+        weight = resample_plane(flat, (grids.network[0], flat.shape[2])).reshape(grids.network)
+        wins = weight > best
+        out[wins] = k
+        np.maximum(best, weight, out=best)
+    return out
+
+
+def prepare(case: Case, spec: ModelSpec) -> Sample:
+    """Read, preprocess and label one case."""
+    image, grids = forward(load_volume(case), spec)
+    label = None
+    if case.label is not None:
+        label = label_on_network_grid(load_label(case.label, spec.label_values), grids, len(spec.labels))
+    return Sample(case.id, image, label)
+
+
+def prepare_all(cases: Sequence[Case], spec: ModelSpec, tick: Callable[[], None] = lambda: None) -> list[Sample]:
+    """All cases in order; `tick` is called as each one is done."""
+
+    def one(case: Case) -> Sample:
+        sample = prepare(case, spec)
+        tick()
+        return sample
+
+    with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
+        return list(pool.map(one, cases))

@@ -1,0 +1,163 @@
+"""The run folder: what it holds, its lock, and checkpoints that a kill cannot tear.
+
+config.json       every setting used, the model spec and the split; compared on --resume
+checkpoint.pt     newest checkpoint (checkpoint.previous.pt: the one before)
+metrics.jsonl     one line per logged step
+validation.json   per-case metrics of the newest validation
+tensorboard/      the same curves
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from seg.infer.errors import Exit, SegError
+
+CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run folder for this process; the kernel releases it whatever happens.
+
+    Raises
+    ------
+    SegError : E-RUN-LOCKED when another training holds it, E-RUN-DIR when it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / ".lock", "a")  # noqa: SIM115 - open for the whole run
+    except OSError as error:
+        raise SegError(
+            "E-RUN-DIR", Exit.OUTPUT, str(folder), f"cannot be written ({error.strerror})", "choose another folder"
+        ) from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SegError(
+                "E-RUN-LOCKED",
+                Exit.OUTPUT,
+                str(folder),
+                "another training is using this run folder",
+                "wait for it, or choose another folder",
+            ) from None
+        yield
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically."""
+    _replace(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+    """Write the checkpoint whole or not at all, and keep the one before.
+
+    Raises
+    ------
+    SegError : E-OUT-FULL when the disk is full; the last good checkpoint is intact.
+    """
+    newest, previous = folder / CHECKPOINT, folder / PREVIOUS
+    temporary = folder / f".{CHECKPOINT}.tmp"  # the lock makes this process the only writer
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if newest.exists():
+            os.replace(newest, previous)
+        os.replace(temporary, newest)
+        handle = os.open(folder, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise SegError(
+            "E-OUT-FULL",
+            Exit.OUTPUT,
+            str(newest),
+            f"the checkpoint could not be written ({error})",
+            "free some space and run again with --resume",
+        ) from error
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Any], str | None]:
+    """The newest whole checkpoint, tensors on the CPU, and a note if it was not the newest file.
+
+    Raises
+    ------
+    SegError : E-RUN-NONE when there is none to load.
+    """
+    note = None
+    for name in (CHECKPOINT, PREVIOUS):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            return state, note
+        except Exception as error:  # a torn or foreign file: any error of the unpickler means the same
+            note = f"{name} is damaged ({type(error).__name__}); using {PREVIOUS}"
+    raise SegError(
+        "E-RUN-NONE",
+        Exit.MODEL,
+        str(folder),
+        note or "no checkpoint here",
+        "give the folder that seg-train wrote, or train without --resume",
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The run's config.json.
+
+    Raises
+    ------
+    SegError : E-RUN-NONE when the folder is not a run.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise SegError(
+            "E-RUN-NONE",
+            Exit.MODEL,
+            str(folder),
+            "no readable config.json",
+            "give the folder that seg-train wrote",
+        ) from error
+    return config
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None when the file is absent."""
+    if not path.exists():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Drop the lines of `metrics.jsonl` that are newer than the checkpoint at `step`."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] < step:
+                kept.append(line)
+        except (ValueError, KeyError):
+            break  # a line that the kill cut off
+    _replace(path, "".join(f"{line}\n" for line in kept).encode())

@@ -1,0 +1,111 @@
+"""Crops from preprocessed volumes, with stateless randomness.
+
+Every sample's random numbers come from (seed, step, stream, index) alone. What a step sees therefore does not depend on
+how many steps ran before, on prefetching, or on an interruption.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from seg.infer.volume import Shape3
+
+LABELED, UNLABELED = 0, 1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A case ready for cropping.
+
+    Attributes
+    ----------
+    id : case name, for messages.
+    image : (C, X, Y, Z) float32 on the network grid, normalised.
+    label : (X, Y, Z) uint8 class indices on the same grid, or None.
+    """
+
+    id: str
+    image: NDArray[np.float32]
+    label: NDArray[np.uint8] | None
+
+
+@dataclass(frozen=True)
+class Crops:
+    """A batch of crops before augmentation: image (B, C, X, Y, Z), label (B, X, Y, Z) or None, and the cases' names."""
+
+    image: NDArray[np.float32]
+    label: NDArray[np.uint8] | None
+    ids: tuple[str, ...]
+
+
+def random_numbers(seed: int, step: int, stream: int, index: int) -> np.random.Generator:
+    """The generator of one sample."""
+    return np.random.default_rng((seed, step, stream, index))
+
+
+def draw(
+    samples: Sequence[Sample],
+    count: int,
+    window: Shape3,
+    *,
+    seed: int,
+    step: int,
+    stream: int,
+    foreground: float = 0.0,
+    flips: Sequence[int] = (),
+    rotate: bool = False,
+) -> Crops:
+    """Draw `count` crops for one step.
+
+    Parameters
+    ----------
+    window : crop extent in voxels; volumes smaller than it are padded with 0, the mean after normalisation.
+    foreground : probability that a labelled crop contains a random foreground voxel at a random place.
+    flips : axes that are mirrored with probability 1/2 each.
+    rotate : rotate by a multiple of 90 degrees in the x-y plane (window x and y must be equal), as the papers do.
+    """
+    images, labels, ids = [], [], []
+    for index in range(count):
+        rng = random_numbers(seed, step, stream, index)
+        sample = samples[int(rng.integers(len(samples)))]
+        image, label = _crop(sample, window, rng, foreground)
+        axes = [axis for axis in flips if rng.random() < 0.5]
+        turns = int(rng.integers(4)) if rotate else 0
+        images.append(_turned(image, axes, turns))
+        if label is not None:
+            labels.append(_turned(label, axes, turns))
+        ids.append(sample.id)
+    return Crops(np.stack(images), np.stack(labels) if labels else None, tuple(ids))
+
+
+def _turned(array: NDArray[np.generic], axes: list[int], turns: int) -> NDArray[np.generic]:
+    """Rotate and mirror the last three axes; a view."""
+    array = np.rot90(array, turns, axes=(-3, -2)) if turns else array
+    return np.flip(array, [axis - 3 for axis in axes]) if axes else array
+
+
+def _crop(
+    sample: Sample, window: Shape3, rng: np.random.Generator, foreground: float
+) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
+    shape = sample.image.shape[1:]
+    lowest = [min(0, n - w) for n, w in zip(shape, window, strict=True)]
+    highest = [max(0, n - w) for n, w in zip(shape, window, strict=True)]
+    # A volume smaller than the window stands anywhere inside it; a larger one is cropped anywhere.
+    start = [int(rng.integers(low, high + 1)) for low, high in zip(lowest, highest, strict=True)]
+    if sample.label is not None and rng.random() < foreground:
+        voxels = np.flatnonzero(sample.label)
+        if len(voxels):
+            at = np.unravel_index(int(voxels[rng.integers(len(voxels))]), shape)
+            for axis, (place, w) in enumerate(zip(at, window, strict=True)):
+                offset = int(rng.integers(w))
+                start[axis] = int(np.clip(int(place) - offset, lowest[axis], highest[axis]))
+    image = np.zeros((len(sample.image), *window), np.float32)
+    inside = tuple(slice(max(0, -s), min(w, n - s)) for s, w, n in zip(start, window, shape, strict=True))
+    source = tuple(slice(max(0, s), s + w) for s, w in zip(start, window, strict=True))
+    image[(slice(None), *inside)] = sample.image[(slice(None), *source)]
+    if sample.label is None:
+        return image, None
+    label = np.zeros(window, np.uint8)
+    label[inside] = sample.label[source]
+    return image, label

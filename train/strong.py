@@ -1,0 +1,84 @@
+"""Strong views of CrossMatch, in batch on the training device: bias field, gamma, blur; and CutMix boxes.
+
+Source: LA/code/dataloaders/la_heart.py of the official repository and torchio 0.19's definitions (methods.md 13.2).
+"""
+
+import torch
+from torch import Tensor
+
+BIAS_ORDER, BIAS_COEFFICIENT = 3, 0.5
+LOG_GAMMA = 0.5
+BLUR_SIGMA = (0.1, 2.0)  # voxels
+JITTER_P, BLUR_P, CUTMIX_P = 0.8, 0.5, 0.5
+
+
+def _rand(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.rand(*shape, generator=generator, device=generator.device)
+
+
+def strong_view(u: Tensor, generator: torch.Generator) -> Tensor:
+    """(B, C, X, Y, Z) weak view -> strong view: p 0.8 bias field then gamma; p 0.5 blur."""
+    jitter = (_rand(generator, len(u)) < JITTER_P)[:, None, None, None, None]
+    blur = (_rand(generator, len(u)) < BLUR_P)[:, None, None, None, None]
+    field = bias_field(len(u), u.shape[2:], generator)[:, None]
+    exponent = torch.exp(LOG_GAMMA * (2 * _rand(generator, len(u), 1, 1, 1, 1) - 1))
+    biased = u * field
+    # z-scored data are negative in part: the sign is kept (methods.md 13.2)
+    jittered = biased.sign() * biased.abs().clamp_min(1e-12) ** exponent
+    view = torch.where(jitter, jittered, u)
+    low, high = BLUR_SIGMA
+    sigma = low + (high - low) * _rand(generator, len(u), 3)
+    return torch.where(blur, gaussian_blur(view, sigma), view)
+
+
+def bias_field(count: int, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """(count, X, Y, Z): exp of the 20 monomials of total degree <= 3 on [-1, 1], coefficients uniform in +-0.5."""
+    n = BIAS_ORDER + 1
+    degree = torch.arange(n, device=generator.device)
+    allowed = degree[:, None, None] + degree[:, None] + degree <= BIAS_ORDER
+    coefficients = BIAS_COEFFICIENT * (2 * _rand(generator, count, n, n, n) - 1) * allowed
+    x, y, z = (torch.linspace(-1, 1, extent, device=generator.device)[:, None] ** degree for extent in shape)
+    return torch.einsum("bijk,xi,yj,zk->bxyz", coefficients, x, y, z).exp()
+
+
+def gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
+    """(B, C, X, Y, Z) blurred by (B, 3) sigmas in voxels: three batched matrix products, edges reflected."""
+    for axis in range(3):
+        matrix = _blur_matrix(image.shape[axis + 2], sigma[:, axis])
+        moved = image.movedim(axis + 2, 2)
+        flat = moved.reshape(len(image), image.shape[1], moved.shape[2], -1)
+        image = (matrix[:, None] @ flat).reshape(moved.shape).movedim(2, axis + 2)
+    return image
+
+
+def _blur_matrix(extent: int, sigma: Tensor) -> Tensor:
+    """(B, extent, extent) rows of a Gaussian cut at 4 sigma, half-sample reflection as scipy.ndimage's default."""
+    at = torch.arange(extent, device=sigma.device)
+    offset = torch.arange(-extent, 2 * extent, device=sigma.device)
+    distance = (offset[None, :] - at[:, None]).float()[None]  # (1, extent, 3 extent)
+    s = sigma[:, None, None]
+    weight = torch.exp(-0.5 * (distance / s) ** 2) * (distance.abs() <= torch.floor(4 * s + 0.5))
+    weight = weight / weight.sum(dim=-1, keepdim=True)
+    left, middle, right = weight.split(extent, dim=-1)
+    return middle + left.flip(-1) + right.flip(-1)
+
+
+def cutmix_boxes(count: int, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """(count, X, Y, Z) bool, one box each with probability 0.5.
+
+    Volume fraction uniform in [0.02, 0.4], edge ratio uniform in [0.3, 3.33]. The official code swaps axes 0 and 2 when
+    it writes the box and so cuts 17 % off it; here the box has the volume that was drawn.
+    """
+    draws = _rand(generator, count, 6)
+    fraction, ratio = 0.02 + 0.38 * draws[:, 0], 0.3 + (1 / 0.3 - 0.3) * draws[:, 1]
+    volume = fraction * shape.numel()
+    edges = torch.stack([(volume / ratio) ** (1 / 3), (volume * ratio) ** (1 / 3), volume ** (1 / 3)], dim=1)
+    extent = torch.tensor(shape, device=generator.device)
+    edges = torch.minimum(edges.round(), extent)
+    start = (draws[:, 2:5] * (extent - edges + 1)).floor()
+    inside = torch.ones(count, *shape, dtype=torch.bool, device=generator.device)
+    for axis in range(3):
+        at = torch.arange(shape[axis], device=generator.device)
+        within = (at >= start[:, axis, None]) & (at < start[:, axis, None] + edges[:, axis, None])
+        inside &= within.view(count, *(-1 if a == axis else 1 for a in range(3)))
+    return inside & (draws[:, 5] < CUTMIX_P).view(-1, 1, 1, 1)
