@@ -1,10 +1,17 @@
 """seg-export: from a trained run to one self-describing file."""
 
 import sys
-from typing import Annotated, NoReturn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
-from seg.infer.console import guarded, version_option
+
+from seg.infer.console import guarded, say, version_option
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from seg.infer.spec import ModelSpec
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -14,6 +21,11 @@ def seg_export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Folder that seg-train wrote.")],
     output: Annotated[str, typer.Option("-o", "--output", metavar="MODEL.onnx", help="File to write.")],
     card: Annotated[str | None, typer.Option(metavar="FILE.toml", help="Entries for the model card: data, license, limits.")] = None,
+    features: Annotated[bool, typer.Option("--features", help="Offer the features too: less memory with many classes.")] = False,
+    precision: Annotated[Literal["fp32", "int8"], typer.Option(help="int8 is faster and a quarter of the size; it needs --calibration.")] = "fp32",
+    calibration: Annotated[str | None, typer.Option(metavar="DIR", help="Scans of the kind that the model will see; the training folder is a good choice.")] = None,
+    scans: Annotated[int, typer.Option(min=1, help="Scans to calibrate on, taken evenly from that folder.")] = 12,
+    verify: Annotated[str | None, typer.Option(metavar="DIR", help="Scans, best with labels, on which int8 is compared with fp32.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
@@ -21,10 +33,26 @@ def seg_export(
 ) -> None:  # fmt: skip
     """Export the student network to ONNX, proven against torch before it is kept."""
     with guarded("seg-export", debug):
-        _export(run, output, card, overwrite, quiet)
+        int8 = None
+        if precision == "int8" and calibration is not None:
+            int8 = Int8(calibration, scans, verify)
+        elif precision == "int8" or calibration is not None or verify is not None:
+            raise typer.BadParameter("--precision int8 and --calibration DIR go together; --verify DIR needs them")
+        _export(run, output, card, features, int8, overwrite, quiet)
 
 
-def _export(run: str, output: str, card: str | None, overwrite: bool, quiet: bool) -> None:
+@dataclass(frozen=True)
+class Int8:
+    """What an int8 export takes besides the run: folders of scans, and how many to calibrate on."""
+
+    calibration: str
+    scans: int
+    verify: str | None
+
+
+def _export(
+    run: str, output: str, card: str | None, features: bool, int8: Int8 | None, overwrite: bool, quiet: bool
+) -> None:
     import os
     import tomllib
     from pathlib import Path
@@ -46,7 +74,10 @@ def _export(run: str, output: str, card: str | None, overwrite: bool, quiet: boo
     from .run import load_run
 
     module, spec = load_run(Path(run), entries)
-    spec, parity = export(module, spec, output)
+    if int8 is not None:
+        _export_int8(module, spec, run, output, features, int8, quiet)
+        return
+    spec, parity = export(module, spec, output, features=features)
     if not quiet:
         size = os.path.getsize(output) / 1e6
         print(
@@ -55,6 +86,35 @@ def _export(run: str, output: str, card: str | None, overwrite: bool, quiet: boo
             file=sys.stderr,
         )
         print(f"next: seg-infer scan.nii.gz -o mask.nii.gz -m {output}", file=sys.stderr)
+
+
+def _export_int8(
+    module: "nn.Module", spec: "ModelSpec", run: str, output: str, features: bool, int8: Int8, quiet: bool
+) -> None:
+    import os
+    import tempfile
+    from pathlib import Path
+
+    from seg.train.run import read_config
+
+    from .calibration import calibration_cases, verification_cases
+    from .int8 import quantise
+    from .onnx_ import export
+
+    validation = set(read_config(Path(run))["split"]["val"])
+    calibration = calibration_cases(int8.calibration, int8.scans, validation)
+    verification = verification_cases(int8.verify, validation) if int8.verify is not None else []
+    with tempfile.TemporaryDirectory(prefix="seg-export-") as folder:
+        fp32 = os.path.join(folder, "fp32.onnx")
+        export(module, spec, fp32, features=features)
+        before = os.path.getsize(fp32)
+        quantise(fp32, output, calibration, verification, (lambda _: None) if quiet else say)
+    if not quiet:
+        size = os.path.getsize(output)
+        say(
+            f"{output}: {size / 1e6:.1f} MB, {100 * size / before:.0f} % of fp32; calibrated on {len(calibration)} scans"
+        )
+        say(f"next: seg-infer scan.nii.gz -o mask.nii.gz -m {output}")
 
 
 def main() -> NoReturn:

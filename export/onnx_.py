@@ -1,7 +1,9 @@
 """Exporter to ONNX: one self-describing file, verified through the backend that will run it, or no file at all."""
 
 import hashlib
+import logging
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,12 +11,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from torch import nn
+
 from seg.infer import __version__
-from seg.infer.artifact import GOLDEN_KEY, SPEC_KEY, Golden, load
+from seg.infer.artifact import GOLDEN_KEY, HEAD_KEY, SPEC_KEY, Golden, load
 from seg.infer.backends import Backend, open_backend
+from seg.infer.classes import Head
 from seg.infer.errors import Exit, SegError
 from seg.infer.spec import ModelSpec
-from torch import nn
+
+from .cost import cost_of
+from .head import offer_features
 
 OPSET = 21
 TOLERANCE = 1e-4  # largest logit error over the logits' range; fp32 sums in another order reach 1e-6 to 1e-5
@@ -29,13 +36,16 @@ class Parity:
     labels: float
 
 
-def export(module: nn.Module, spec: ModelSpec, path: str, *, tolerance: float = TOLERANCE) -> tuple[ModelSpec, Parity]:
+def export(
+    module: nn.Module, spec: ModelSpec, path: str, *, features: bool = False, tolerance: float = TOLERANCE
+) -> tuple[ModelSpec, Parity]:
     """Write the artifact and prove it.
 
     Parameters
     ----------
     module : (N, C, X, Y, Z) -> (N, K, X, Y, Z) logits, in evaluation mode after this call, on the CPU, float32.
     path : where the .onnx file goes; it appears there only once it is verified.
+    features : offer the features before the last layer as a second output (see `head`).
 
     Raises
     ------
@@ -47,7 +57,9 @@ def export(module: nn.Module, spec: ModelSpec, path: str, *, tolerance: float = 
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
         proto = _convert(module, spec)
-        proto, spec = _describe(proto, spec, golden)
+        spec = replace(spec, cost=cost_of(module, proto, spec))
+        head = offer_features(proto) if features else None
+        proto, spec = describe(proto, spec, golden, head)
         onnx.checker.check_model(proto, full_check=True)
         Path(temporary).write_bytes(proto.SerializeToString(deterministic=True))
         parity = verify(module, temporary, [golden.x.shape[2:], _larger(spec)])
@@ -125,23 +137,28 @@ def _convert(module: nn.Module, spec: ModelSpec) -> onnx.ModelProto:
     """torch.export -> ONNX opset 21 with dynamic batch and spatial axes."""
     sample = torch.zeros((2, len(spec.channels), *(2 * s for s in spec.stride)))
     axes = {0: torch.export.Dim.DYNAMIC, **{2 + a: torch.export.Dim.DYNAMIC for a in range(3)}}
-    program = torch.onnx.export(
-        module,
-        (sample,),
-        dynamo=True,
-        external_data=False,
-        opset_version=OPSET,
-        input_names=["image"],
-        output_names=["logits"],
-        dynamic_shapes=({k: v for k, v in axes.items()},),
-        verbose=False,
-    )
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports optional packages that we do not use
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module,
+            (sample,),
+            dynamo=True,
+            external_data=False,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes=(axes,),
+            verbose=False,
+        )
     assert program is not None
     return program.model_proto
 
 
-def _describe(proto: onnx.ModelProto, spec: ModelSpec, golden: Golden) -> tuple[onnx.ModelProto, ModelSpec]:
-    """Remove traces of the exporting machine, then write spec and golden pair into the metadata."""
+def describe(
+    proto: onnx.ModelProto, spec: ModelSpec, golden: Golden, head: Head | None = None
+) -> tuple[onnx.ModelProto, ModelSpec]:
+    """Remove traces of the exporting machine, then write spec, golden pair and head into the metadata."""
     for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output, proto.graph):
         del part.metadata_props[:]
         part.doc_string = ""
@@ -152,5 +169,6 @@ def _describe(proto: onnx.ModelProto, spec: ModelSpec, golden: Golden) -> tuple[
     versions = {"seg-toolkit": __version__, "torch": torch.__version__.split("+")[0], "onnx": onnx.__version__}
     spec = replace(spec, graph_sha256=digest, versions=versions)
     del proto.metadata_props[:]
-    onnx.helper.set_model_props(proto, {SPEC_KEY: spec.to_json(), GOLDEN_KEY: golden.to_text()})
+    properties = {SPEC_KEY: spec.to_json(), GOLDEN_KEY: golden.to_text()}
+    onnx.helper.set_model_props(proto, properties | ({HEAD_KEY: head.to_text()} if head is not None else {}))
     return proto, spec

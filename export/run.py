@@ -4,10 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from seg.infer.spec import ModelSpec
 from seg.train.job import trained_method
 from seg.train.run import read_json
-from torch import nn
 
 NOTICE = "Research software, not a medical device."
 

@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .classes import Head
 from .errors import Exit, SegError
 from .spec import ModelSpec
 
-SPEC_KEY, GOLDEN_KEY = "seg.spec", "seg.golden"
+SPEC_KEY, GOLDEN_KEY, HEAD_KEY = "seg.spec", "seg.golden", "seg.head"
 GRAPH_FIELD, METADATA_FIELD = 7, 14  # ModelProto.graph, ModelProto.metadata_props (onnx.proto3)
 MODELS = Path(__file__).parent / "models"
 DEFAULT_MODEL = "left-atrium"
@@ -67,11 +68,13 @@ class Artifact:
     path : as given.
     spec : the model's description.
     golden : proof pair, or None.
+    head : the linear head, when the graph offers its features as a second output.
     """
 
     path: str
     spec: ModelSpec
     golden: Golden | None
+    head: Head | None = None
 
 
 def resolve(model: str | None) -> str:
@@ -152,7 +155,8 @@ def _parse(path: str, view: memoryview) -> Artifact:
             "export or copy the model again",
         )
     golden = Golden.from_text(metadata[GOLDEN_KEY]) if GOLDEN_KEY in metadata else None
-    return Artifact(path, spec, golden)
+    head = Head.from_text(metadata[HEAD_KEY]) if HEAD_KEY in metadata else None
+    return Artifact(path, spec, golden, head)
 
 
 def _fields(view: memoryview) -> Iterator[tuple[int, memoryview]]:

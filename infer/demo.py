@@ -15,9 +15,7 @@ DEMO_SEED = 1000  # the shipped model's training phantoms have seeds below 100
 
 def run_demo(folder: str) -> int:
     """Write scan, mask, preview and statistics into `folder`; returns the exit status."""
-    from .cli import Request, run
-    from .pipeline import ReadOptions
-    from .predict import TilingOptions
+    from .batch import Request, run
 
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
@@ -27,9 +25,7 @@ def run_demo(folder: str) -> int:
     volume, truth = atrium_phantom(DEMO_SEED)
     write_nifti(Path(scan), volume.voxels[0], volume.affine)
     began = time.perf_counter()
-    request = Request(
-        [scan], mask, None, "auto", "fp32", 0, TilingOptions(), ReadOptions(), statistics, preview, True, False
-    )
+    request = Request([scan], mask, statistics=statistics, preview=preview, overwrite=True)
     if status := run(request):
         return status
     seconds = time.perf_counter() - began

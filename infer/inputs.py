@@ -1,13 +1,20 @@
-"""From command-line words to pairs of input scan and output mask, checked before anything is computed."""
+"""From command-line words to pairs of input scan and output mask, checked before anything is computed.
 
+A word is a file, a folder, a quoted pattern or, after @, a list of paths. What is in the files is not known here.
+"""
+
+import glob
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .errors import Exit, SegError
 from .nifti import check_output
 
 SUFFIXES = (".nii.gz", ".nii")
+PAIR_SUFFIXES = (".hdr.gz", ".hdr")
+MAX_LIST_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -19,74 +26,170 @@ class Job:
 
     @property
     def name(self) -> str:
-        """File name without suffix."""
-        return stem(self.scan)
+        """Mask file name without suffix; no two jobs of a folder share it."""
+        return stem(self.mask)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one call has to do.
+
+    Attributes
+    ----------
+    jobs : one per scan, in the order given.
+    folder : where the masks go, or None when one mask has a path of its own.
+    """
+
+    jobs: list[Job]
+    folder: str | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A scan, and the mask file name that a list asks for."""
+
+    scan: str
+    name: str | None = None
 
 
 def stem(path: str) -> str:
-    """File name without .nii or .nii.gz."""
+    """File name without .nii, .nii.gz, .hdr or .hdr.gz."""
     name = os.path.basename(path)
-    return next((name[: -len(s)] for s in SUFFIXES if name.lower().endswith(s)), name)
+    return next((name[: -len(s)] for s in SUFFIXES + PAIR_SUFFIXES if name.lower().endswith(s)), name)
 
 
-def expand(scans: Sequence[str]) -> list[str]:
-    """Folders become the NIfTI files in them, sorted; files stay.
+def expand(words: Sequence[str], lists: Sequence[str] = ()) -> list[Source]:
+    """Words, then lists, as scans; a scan that is named twice counts once unless a list gives its mask a name.
+
+    A word that is there is taken as it is, whatever characters it has. Otherwise ``@FILE`` is a list, and a word with
+    ``*``, ``?`` or ``[`` a pattern (``**`` spans folders). Folders and patterns give the NIfTI files in them, sorted,
+    hidden ones left out.
 
     Raises
     ------
-    SegError : E-IN-EMPTY when a folder holds no NIfTI file.
+    SegError : E-IN-EMPTY, E-IN-LIST or E-IN-READ (exit 10).
     """
-    found: list[str] = []
-    for scan in scans:
-        if not os.path.isdir(scan):
-            found.append(scan)
-            continue
-        names = sorted(n for n in os.listdir(scan) if n.lower().endswith(SUFFIXES) and not n.startswith("."))
-        if not names:
-            raise SegError(
-                "E-IN-EMPTY",
-                Exit.INPUT_MISSING,
-                scan,
-                "the folder has no .nii or .nii.gz file",
-                "give a folder of NIfTI scans, or name the files",
-            )
-        found += [os.path.join(scan, name) for name in names]
-    return found
+    found = [source for word in words for source in _expand_word(word)]
+    found += [source for path in lists for source in read_list(path)]
+    kept: dict[tuple[str, str | None], Source] = {}
+    for source in found:
+        kept.setdefault((os.path.abspath(source.scan), source.name), source)
+    return list(kept.values())
 
 
-def plan_jobs(scans: Sequence[str], output: str, overwrite: bool) -> list[Job]:
+def _expand_word(word: str) -> Iterator[Source]:
+    if os.path.isdir(word):
+        yield from map(Source, _folder(word))
+    elif os.path.lexists(word):
+        yield Source(word)
+    elif word.startswith("@"):
+        yield from read_list(word[1:])
+    elif glob.has_magic(word):
+        yield from map(Source, _pattern(word))
+    else:
+        yield Source(word)  # not there: this scan's own error, the others go on
+
+
+def _folder(path: str) -> list[str]:
+    try:
+        names = sorted(n for n in os.listdir(path) if n.lower().endswith(SUFFIXES) and not n.startswith("."))
+    except OSError as error:
+        found, fix = f"cannot be listed ({error.strerror})", "check its permissions"
+        raise SegError("E-IN-READ", Exit.INPUT_MISSING, path, found, fix) from error
+    if not names:
+        fix = "give a folder of NIfTI scans, or name the files"
+        raise SegError("E-IN-EMPTY", Exit.INPUT_MISSING, path, "the folder has no .nii or .nii.gz file", fix)
+    return [os.path.join(path, name) for name in names]
+
+
+def _pattern(pattern: str) -> list[str]:
+    matches = sorted(glob.glob(pattern, recursive=True))
+    scans = [m for m in matches if m.lower().endswith(SUFFIXES + PAIR_SUFFIXES) and not os.path.isdir(m)]
+    if not scans:
+        found = f"none of the {len(matches)} matches is a NIfTI file" if matches else "the pattern matches nothing"
+        raise SegError("E-IN-EMPTY", Exit.INPUT_MISSING, pattern, found, "check the pattern and the current folder")
+    return scans
+
+
+def read_list(path: str) -> list[Source]:
+    """Scans of a list file: one path a line, taken literally and seen from the current folder.
+
+    A folder stands for its scans. After a tab, the mask's file name may follow. Empty lines are skipped.
+
+    Raises
+    ------
+    SegError : E-IN-LIST, exit 10.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_LIST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise _bad_list(path, f"the list cannot be read ({reason})") from error
+    if len(data) > MAX_LIST_BYTES or b"\0" in data:
+        raise _bad_list(path, "is no list of paths", "text with one path a line")
+    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    sources = [s for number, line in enumerate(lines, 1) for s in _list_line(path, number, os.fsdecode(line))]
+    if not sources:
+        raise _bad_list(path, "the list names no scan", "one path a line")
+    return sources
+
+
+def _list_line(path: str, number: int, line: str) -> Iterator[Source]:
+    scan, *rest = line.removesuffix("\r").split("\t")
+    if not scan.strip() and not rest:
+        return
+    if not scan.strip() or len(rest) > 1:
+        raise _bad_list(path, f"line {number} has {len(rest)} tabs", "a path, or a path, one tab and a mask name")
+    if not rest:
+        yield from map(Source, _folder(scan) if os.path.isdir(scan) else [scan])
+        return
+    name = rest[0]
+    if os.path.basename(name) != name or name in ("", os.curdir, os.pardir) or os.path.isdir(scan):
+        raise _bad_list(path, f"line {number} gives {name!r} as mask name", "one file name without folder for one file")
+    yield Source(scan, name if name.lower().endswith(SUFFIXES) else name + ".nii.gz")
+
+
+def _bad_list(path: str, found: str, expected: str = "") -> SegError:
+    return SegError("E-IN-LIST", Exit.INPUT_MISSING, path, found, "correct the list, or name the scans", expected)
+
+
+def plan_jobs(words: Sequence[str], output: str, overwrite: bool, lists: Sequence[str] = ()) -> Batch:
     """Pair every scan with its mask path and check that it can be written.
 
-    One scan and an output that ends in .nii or .nii.gz: that file. Otherwise `output` is a folder, made if needed, and
-    each mask has its scan's name.
+    One file and an output that is no folder: that path. Otherwise `output` is a folder, made if needed, and each mask
+    has its scan's name, or the name that the list gives.
 
     Raises
     ------
-    SegError : E-IN-EMPTY, E-OUT-* (exit 30), or E-OUT-SUFFIX (exit 2).
+    SegError : E-IN-EMPTY, E-IN-LIST, E-OUT-* (exit 30), or E-OUT-SUFFIX (exit 2).
     """
-    files = expand(scans)
-    single = len(files) == 1 and not os.path.isdir(scans[0]) and not os.path.isdir(output)
-    if single and not output.endswith(os.sep):
+    sources = expand(words, lists)
+    files = [source.scan for source in sources]
+    one = not lists and len(files) == 1 and files == list(words)  # a folder or pattern may hold more tomorrow
+    if one and not os.path.isdir(output) and not output.endswith(os.sep):
         check_output(output, files, overwrite)
-        return [Job(files[0], output)]
+        return Batch([Job(files[0], output)], None)
     if output.lower().endswith(SUFFIXES) and not os.path.isdir(output):
-        raise SegError(
-            "E-OUT-SUFFIX", Exit.USAGE, output, f"one file cannot hold {len(files)} masks", "give a folder with -o"
-        )
+        found = f"one file cannot hold {len(files)} masks" if len(files) > 1 else "a folder, pattern or list needs one"
+        raise SegError("E-OUT-SUFFIX", Exit.USAGE, output, found, "give a folder with -o")
     _make_folder(output)
-    jobs = [Job(file, os.path.join(output, stem(file) + ".nii.gz")) for file in files]
-    masks = [job.mask for job in jobs]
-    if twice := sorted({m for m in masks if masks.count(m) > 1}):
-        raise SegError(
-            "E-OUT-SAME", Exit.OUTPUT, twice[0], "two scans would write this mask", "give scans with distinct names"
-        )
+    for word in words:
+        if os.path.isdir(word) and os.path.samefile(word, output):
+            found, fix = "is the folder of the scans: the masks would be scans next time", "choose another folder"
+            raise SegError("E-OUT-SAME", Exit.OUTPUT, output, found, fix)
+    jobs = [Job(s.scan, os.path.join(output, s.name or stem(s.scan) + ".nii.gz")) for s in sources]
+    if twice := sorted(mask for mask, count in Counter(job.mask for job in jobs).items() if count > 1):
+        fix = "give scans with distinct names, or name the masks in a list (path, tab, name)"
+        raise SegError("E-OUT-SAME", Exit.OUTPUT, twice[0], "two scans would write this mask", fix)
+    known = _identities(files)
     for job in jobs:
-        check_output(job.mask, files, overwrite)
-    return jobs
+        check_output(job.mask, [known[i] for i in _identities([job.mask]) if i in known], overwrite)
+    return Batch(jobs, output)
 
 
 def plan_previews(target: str | None, jobs: Sequence[Job]) -> dict[str, str]:
-    """Where each scan's picture goes: scan path -> PNG path. Several scans need a folder, which is made.
+    """Where each scan's picture goes: mask path -> PNG path. Several scans need a folder, which is made.
 
     Raises
     ------
@@ -98,25 +201,50 @@ def plan_previews(target: str | None, jobs: Sequence[Job]) -> dict[str, str]:
         if not target.lower().endswith(".png"):
             raise SegError("E-OUT-SUFFIX", Exit.USAGE, target, "a preview is a PNG", "end the name in .png")
         refuse_unwritable(target)
-        return {jobs[0].scan: target}
+        return {jobs[0].mask: target}
     _make_folder(target)
-    return {job.scan: os.path.join(target, job.name + ".png") for job in jobs}
+    return {job.mask: os.path.join(target, job.name + ".png") for job in jobs}
 
 
-def refuse_unwritable(path: str | None) -> None:
+def plan_sides(*paths: str | None) -> None:
+    """Check side outputs before any work: distinct, named .json (so none replaces a scan), and writable.
+
+    Raises
+    ------
+    SegError : E-OUT-SUFFIX (exit 2), E-OUT-SAME or E-OUT-DIR (exit 30).
+    """
+    given = [path for path in paths if path is not None]
+    for path in given:
+        if not path.lower().endswith(".json"):
+            raise SegError("E-OUT-SUFFIX", Exit.USAGE, path, "is no name for a JSON file", "end the name in .json")
+        refuse_unwritable(path)
+    if len({os.path.abspath(path) for path in given}) < len(given):
+        raise SegError("E-OUT-SAME", Exit.OUTPUT, given[0], "is named for two outputs", "choose another name")
+
+
+def refuse_unwritable(path: str) -> None:
     """Check before any work that a side output can be written. Raises SegError E-OUT-DIR."""
-    if path is None:
-        return
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK) or os.path.isdir(path):
         found = "is a folder" if os.path.isdir(path) else f"{folder} is not a folder that can be written"
         raise SegError("E-OUT-DIR", Exit.OUTPUT, path, found, "choose another place")
 
 
+def _identities(paths: Iterable[str]) -> dict[tuple[int, int], str]:
+    """(device, inode) -> path, of those that are there."""
+    found: dict[tuple[int, int], str] = {}
+    for path in paths:
+        try:
+            state = os.stat(path)
+        except (OSError, ValueError):
+            continue
+        found[state.st_dev, state.st_ino] = path
+    return found
+
+
 def _make_folder(path: str) -> None:
     try:
         os.makedirs(path, exist_ok=True)
-    except OSError as error:
-        raise SegError(
-            "E-OUT-DIR", Exit.OUTPUT, path, f"cannot be made ({error.strerror})", "choose another folder"
-        ) from error
+    except (OSError, ValueError) as error:
+        found = f"cannot be made ({getattr(error, 'strerror', None) or error})"
+        raise SegError("E-OUT-DIR", Exit.OUTPUT, path, found, "choose another folder") from error

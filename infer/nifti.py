@@ -19,7 +19,7 @@ from .nifti_stream import open_stream
 from .nifti_voxels import check_values, load_voxels
 from .volume import Volume
 
-__all__ = ["NiftiHeader", "Scan", "check_output", "inspect", "read", "write_mask"]
+__all__ = ["NiftiHeader", "Scan", "check_output", "inspect", "parts", "read", "write_mask"]
 
 _SLAB = 1 << 22  # mask voxels compressed at a time
 _GZIP_LEVEL = 1  # isal's levels 1 to 3 differ little on masks, level 1 is the fastest
@@ -54,6 +54,11 @@ def inspect(path: str, *, prefer: Literal["sform", "qform"] | None = None) -> Ni
     """
     with open_stream(_sibling(path, ".img", ".hdr")) as stream:
         return read_header(path, stream, prefer)
+
+
+def parts(path: str) -> list[str]:
+    """The files that a scan is made of: itself, or header and image."""
+    return list(dict.fromkeys([_sibling(path, ".img", ".hdr"), _sibling(path, ".hdr", ".img")]))
 
 
 def read(

@@ -1,14 +1,16 @@
 """Many scans through one loaded network: reading, computing and writing overlap in threads.
 
-While one scan is computed, the next is read and inflated and the last one's mask is compressed and written. One bad
-scan does not stop the rest.
+While one scan is computed, the next is read and inflated and the last one's mask is compressed and written, so at most
+three scans are in memory. One bad scan does not stop the rest. The calling thread only waits, so that a signal finds it
+at once: then the mask being written is finished, everything else is dropped.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from threading import Event
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +19,10 @@ from .artifact import Artifact
 from .backends import Backend
 from .errors import Exit, SegError
 from .inputs import Job
-from .nifti import Scan, read, write_mask
+from .manifest import FileState, Manifest, scan_state, stamp
+from .nifti import Scan, parts, read, write_mask
 from .predict import TilingOptions, segment
+from .result import Result
 
 
 @dataclass(frozen=True)
@@ -33,22 +37,49 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class Extras:
-    """What is made of each mask besides the file: statistics, and pictures (scan path -> PNG path)."""
+    """What is made of each mask besides the file.
+
+    Attributes
+    ----------
+    statistics : volumes per class.
+    previews : mask path -> path of its picture.
+    overwrite : replace existing masks.
+    hashes : digests of scans and masks.
+    manifest : record of finished masks; implies hashes and statistics.
+    """
 
     statistics: bool = False
     previews: Mapping[str, str] = field(default_factory=dict)
     overwrite: bool = False
+    hashes: bool = False
+    manifest: Manifest | None = None
 
 
-@dataclass
-class Result:
-    """What became of one scan: seconds per stage, statistics, or the error."""
+@dataclass(frozen=True)
+class _Loaded:
+    """What the reading thread hands over."""
 
-    job: Job
-    error: SegError | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    statistics: dict[str, Any] | None = None
+    scan: Scan
+    state: FileState | None
+    seconds: float
+
+
+class _Threads:
+    """One thread for each stage. Left by an exception, only the mask being written is waited for."""
+
+    def __init__(self) -> None:
+        self.reader, self.computer, self.writer = (ThreadPoolExecutor(1, n) for n in ("read", "compute", "write"))
+        self.stopping = Event()
+
+    def __enter__(self) -> "_Threads":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self.stopping.set()
+        for pool in (self.reader, self.computer):
+            pool.shutdown(wait=kind is None, cancel_futures=True)
+        self.writer.shutdown(wait=True, cancel_futures=True)
 
 
 def process(
@@ -58,40 +89,40 @@ def process(
     options: TilingOptions,
     extras: Extras,
     reading: ReadOptions,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Segment every job; results come in order, each once its mask is on disk.
 
     Parameters
     ----------
-    backend : the network, possibly still loading while the first scan is read.
+    backend : the network, possibly still loading while the first scan is read. If it does not load, that error ends
+        the iteration: no scan can do without it.
     """
+    hashes, channels = extras.hashes or extras.manifest is not None, len(artifact.spec.channels)
+    with _Threads() as threads:
 
-    def fetch(position: int) -> list[Future[tuple[Scan, float]]]:
-        channels = len(artifact.spec.channels)
-        return [reader.submit(_read, job, channels, reading) for job in jobs[position : position + 1]]
+        def fetch(number: int) -> "Future[_Loaded] | None":
+            return threads.reader.submit(_read, jobs[number], channels, reading, hashes) if number < len(jobs) else None
 
-    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
-        upcoming = fetch(0)
-        waiting: Future[Result] | None = None
+        current, written = fetch(0), None
         for number, job in enumerate(jobs):
-            current = upcoming.pop()
-            result = Result(job)
-            try:
-                try:
-                    scan, result.seconds["read"] = current.result()
-                finally:
-                    upcoming = fetch(number + 1)
-                result.notes = scan.header.notes
-                mask = _compute(scan, artifact, backend, options, result)
-                write = writer.submit(_write, scan, mask, artifact, extras, result)
-            except SegError as error:
-                result.error = _located(error, job)
-                write = _done(result)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = write
-        if waiting is not None:
-            yield waiting.result()
+            assert current is not None
+            result, write = Result(job), None
+            failure = current.exception()  # waits
+            following = fetch(number + 1)
+            if failure is None:
+                scan = _take(current.result(), result)
+                engine = _await_network(backend, result)
+                computed = threads.computer.submit(_compute, scan, artifact, engine, options, result)
+                if (failure := computed.exception()) is None:
+                    mask = computed.result()
+                    write = threads.writer.submit(_write, scan, mask, artifact, extras, result, threads.stopping)
+            if failure is not None:
+                write = _done(result.fail(failure))
+            if written is not None:
+                yield written.result()
+            current, written = following, write
+        if written is not None:
+            yield written.result()
 
 
 def _done(result: Result) -> "Future[Result]":
@@ -100,8 +131,12 @@ def _done(result: Result) -> "Future[Result]":
     return finished
 
 
-def _read(job: Job, channels: int, options: ReadOptions) -> tuple[Scan, float]:
+def _read(job: Job, channels: int, options: ReadOptions, hashes: bool) -> _Loaded:
     began = time.perf_counter()
+    try:
+        before = stamp(parts(job.scan)) if hashes else None
+    except (OSError, ValueError):
+        before = None  # reading says what is wrong
     scan = read(
         job.scan,
         channels=channels,
@@ -110,46 +145,77 @@ def _read(job: Job, channels: int, options: ReadOptions) -> tuple[Scan, float]:
         volume=options.volume,
         prefer=options.prefer,
     )
-    return scan, time.perf_counter() - began
+    state = scan_state(job.scan, before) if before is not None else None
+    return _Loaded(scan, state, time.perf_counter() - began)
+
+
+def _take(loaded: _Loaded, result: Result) -> Scan:
+    header = loaded.scan.header
+    result.seconds["read"], result.notes, result.scan = loaded.seconds, header.notes, loaded.state
+    result.shape, result.spacing = header.shape, tuple(float(mm) for mm in loaded.scan.volume.spacing)
+    return loaded.scan
+
+
+def _await_network(backend: "Future[Backend]", result: Result) -> Backend:
+    began = time.perf_counter()
+    engine = backend.result()
+    result.seconds["load"] = time.perf_counter() - began
+    return engine
 
 
 def _compute(
-    scan: Scan, artifact: Artifact, backend: "Future[Backend]", options: TilingOptions, result: Result
+    scan: Scan, artifact: Artifact, engine: Backend, options: TilingOptions, result: Result
 ) -> NDArray[np.unsignedinteger]:
     began = time.perf_counter()
-    engine = backend.result()
-    loaded = time.perf_counter()
-    try:
-        mask = segment(scan.volume, artifact.spec, engine, options)
-    except ValueError as error:
-        raise SegError(
-            "E-CHANNELS", Exit.INPUT_REFUSED, result.job.scan, str(error), "choose the model made for this kind of scan"
-        ) from error
-    result.seconds["load"], result.seconds["segment"] = loaded - began, time.perf_counter() - loaded
+    found, takes = len(scan.volume.voxels), artifact.spec.channels
+    if found != len(takes):
+        fix = "choose the model made for this kind of scan"
+        expected = f"{len(takes)}: {', '.join(takes)}"
+        raise SegError("E-CHANNELS", Exit.INPUT_REFUSED, result.job.scan, f"{found} channels", fix, expected)
+    mask = segment(scan.volume, artifact.spec, engine, options)
+    result.seconds["segment"] = time.perf_counter() - began
     return mask
 
 
-def _write(scan: Scan, mask: NDArray[np.unsignedinteger], artifact: Artifact, extras: Extras, result: Result) -> Result:
+def _write(
+    scan: Scan,
+    mask: NDArray[np.unsignedinteger],
+    artifact: Artifact,
+    extras: Extras,
+    result: Result,
+    stopping: Event,
+) -> Result:
     began = time.perf_counter()
-    spec, job = artifact.spec, result.job
     try:
-        if extras.statistics:
-            from .statistics import mask_statistics
-
-            result.statistics = mask_statistics(mask, scan.volume.affine, spec.labels, spec.label_values)
-        if job.scan in extras.previews:
-            from .preview import preview_png
-
-            preview_png(scan.volume, mask, spec.labels, extras.previews[job.scan], label_values=spec.label_values)
-        write_mask(job.mask, mask, scan.header, overwrite=extras.overwrite)
-    except SegError as error:
-        result.error = error
+        _outputs(scan, mask, artifact, extras, result, stopping)
+    except Exception as error:
+        result.fail(error)
     result.seconds["write"] = time.perf_counter() - began
     return result
 
 
-def _located(error: SegError, job: Job) -> SegError:
-    """The same error, naming the scan when it names no file."""
-    if error.path:
-        return error
-    return SegError(error.code, error.exit, job.scan, error.found, error.fix, error.expected)
+def _outputs(
+    scan: Scan,
+    mask: NDArray[np.unsignedinteger],
+    artifact: Artifact,
+    extras: Extras,
+    result: Result,
+    stopping: Event,
+) -> None:
+    """The mask comes last but for its record: a picture without a mask misleads nobody, and nothing is half done."""
+    spec, job = artifact.spec, result.job
+    if extras.statistics or extras.manifest is not None:
+        from .statistics import mask_statistics
+
+        result.statistics = mask_statistics(mask, scan.volume.affine, spec.labels, spec.label_values)
+    if (picture := extras.previews.get(job.mask)) is not None:
+        from .preview import preview_png
+
+        preview_png(scan.volume, mask, spec.labels, picture, label_values=spec.label_values)
+    if stopping.is_set():
+        return  # nobody waits for this result
+    write_mask(job.mask, mask, scan.header, overwrite=extras.overwrite)
+    if extras.manifest is not None and result.scan is not None:
+        result.mask = extras.manifest.add(job, result.scan, result.statistics or {})
+    elif extras.hashes:
+        result.mask = FileState.of([job.mask])

@@ -1,98 +1,49 @@
 """One scan through one network: preprocess, tile, run, stitch, restore. No files, no command line."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import chain, product, repeat
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .backends import Backend
+from .classes import Head
 from .errors import Exit, SegError
-from .preprocess import Grids, forward, restore
+from .plan import TilingOptions, choose_tiling
+from .preprocess import Grids, forward_planes, restore, slow_axis
 from .spec import ModelSpec
-from .stitch import Array, Tiling, stream, window_starts
-from .volume import Shape3, Volume
+from .stitch import Array, Tiling, stream
+from .volume import Volume
 
-TILE_VOXELS = 6_000_000  # network-grid voxels of the largest single pass
+__all__ = ["TilingOptions", "segment"]
 
-
-@dataclass(frozen=True)
-class TilingOptions:
-    """What the user may ask of the tiling; None leaves it to the plan.
-
-    Attributes
-    ----------
-    window : tile extent in voxels of the network grid (RAS), rounded up to the network's stride.
-    overlap : share of the window that neighbouring tiles have in common, 0 <= overlap < 1.
-    """
-
-    window: Shape3 | None = None
-    overlap: float | None = None
-    weighting: Literal["uniform", "gaussian"] = "gaussian"
-    blend: Literal["logit", "probability"] = "logit"
-
-
-def choose_tiling(shape: Shape3, spec: ModelSpec, options: TilingOptions = TilingOptions()) -> Tiling:
-    """The tiling for a network grid of `shape` voxels, from its extent alone.
-
-    The whole grid in one pass when it fits and the spec allows it; else equal tiles, as large as fit, along the longest
-    axes first, overlapping where they meet. A given window is used as it is.
-    """
-    strides = spec.stride
-    if options.window is not None:
-        window = _multiple(options.window, strides)
-        overlap = 0.5 if options.overlap is None else options.overlap
-    elif spec.tiling == "window":
-        window, overlap = spec.window, 0.5 if options.overlap is None else options.overlap
-    else:
-        overlap = 0.25 if options.overlap is None else options.overlap
-        window = _largest_tile(_multiple(shape, strides), strides, overlap)
-    padded = _multiple(tuple_max(shape, window), strides)
-    window = tuple_min(window, padded)
-    steps = [max(1, round(w * (1.0 - overlap))) for w in window]
-    x, y, z = (window_starts(n, w, s) for n, w, s in zip(padded, window, steps, strict=True))
-    return Tiling(padded, window, (x, y, z), options.weighting, options.blend)
-
-
-def _largest_tile(padded: Shape3, strides: Shape3, overlap: float) -> Shape3:
-    """Cut the longest axis into one tile more until a tile fits."""
-    tile, cuts = padded, [1, 1, 1]
-    while np.prod(tile) > TILE_VOXELS:
-        axis = int(np.argmax(tile))
-        cuts[axis] += 1
-        extent = padded[axis] / (cuts[axis] - (cuts[axis] - 1) * overlap)
-        smaller = list(tile)
-        smaller[axis] = min(tile[axis] - strides[axis], -(-int(np.ceil(extent)) // strides[axis]) * strides[axis])
-        if smaller[axis] < strides[axis]:
-            break
-        tile = (smaller[0], smaller[1], smaller[2])
-    return tile
-
-
-def _multiple(shape: Shape3, strides: Shape3) -> Shape3:
-    x, y, z = (-(-n // s) * s for n, s in zip(shape, strides, strict=True))
-    return x, y, z
-
-
-def tuple_max(a: Shape3, b: Shape3) -> Shape3:
-    """Element-wise maximum."""
-    return max(a[0], b[0]), max(a[1], b[1]), max(a[2], b[2])
-
-
-def tuple_min(a: Shape3, b: Shape3) -> Shape3:
-    """Element-wise minimum."""
-    return min(a[0], b[0]), min(a[1], b[1]), min(a[2], b[2])
+DEFAULT = TilingOptions()
 
 
 def segment(
-    volume: Volume, spec: ModelSpec, backend: Backend, options: TilingOptions = TilingOptions()
+    volume: Volume,
+    spec: ModelSpec,
+    backend: Backend,
+    options: TilingOptions = DEFAULT,
+    *,
+    tiling: Tiling | None = None,
+    head: Head | None = None,
+    flips: bool = False,
+    batch: int = 1,
+    probabilities: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.unsignedinteger]:
     """Segment one scan.
 
     Parameters
     ----------
     volume : the scan, any orientation and spacing.
+    tiling : from a plan; by default the whole scan in one pass, or as `options` say.
+    head : the linear head, when `backend` returns features.
+    flips : average over the eight mirrorings (test-time augmentation).
+    batch : windows per call of the backend.
+    probabilities : (X, Y, Z, K - 1) uint8 in the scan's axis order, filled with 255 * probability of each class but the
+        background.
 
     Returns
     -------
@@ -102,29 +53,77 @@ def segment(
     ------
     SegError : E-NONFINITE when the network returns NaN or inf.
     """
-    x, grids = forward(volume, spec)
-    tiling = choose_tiling(grids.network, spec, options)
-    return restore(_layers(x, grids, tiling, backend), tiling.axis, grids, spec.label_values)
+    grids = Grids.of(volume.shape, volume.affine, spec)
+    tiling = tiling or choose_tiling(grids.network, spec, options)
+    if tiling.windows == 1:  # any axis will do: take the one that reads the scan in order
+        tiling = replace(tiling, stream_axis=slow_axis(volume, grids))
+    run = _mirrored(backend.run) if flips else backend.run
+    padded = _padded(forward_planes(volume, spec, grids, tiling.axis), grids, tiling)
+    scores = _cropped(stream(padded, tiling, run, batch, two_class=head is None), grids, tiling)
+    return restore(
+        scores,
+        tiling.axis,
+        grids,
+        spec.label_values,
+        head=head,
+        probabilities=probabilities,
+        blended=tiling.blend == "probability",
+    )
 
 
-def _layers(x: Array, grids: Grids, tiling: Tiling, backend: Backend) -> Iterator[Array]:
-    """Score layers of the unpadded network grid, checked for NaN and inf."""
-    before = [(p - n) // 2 for p, n in zip(tiling.shape, grids.network, strict=True)]
-    padding = [(0, 0)] + [(b, p - n - b) for b, p, n in zip(before, tiling.shape, grids.network, strict=True)]
-    padded = np.pad(x, padding) if any(p != (0, 0) for p in padding) else x
-    axis = tiling.axis
-    crop = [slice(b, b + n) for b, n in zip(before, grids.network, strict=True)]
-    first, last = crop[axis].start, crop[axis].stop
-    rows, columns = (crop[a] for a in range(3) if a != axis)
-    for number, layer in enumerate(stream(padded, tiling, backend.run)):
-        if first <= number < last:
-            inside = layer[:, rows, columns]
-            if not np.isfinite(inside.sum(dtype=np.float64)):
-                raise SegError(
-                    "E-NONFINITE",
-                    Exit.RUNTIME,
-                    "",
-                    "the network returned NaN or inf",
-                    "run in fp32 (--precision fp32), or export the model again",
-                )
-            yield inside
+def _margins(grids: Grids, tiling: Tiling) -> list[tuple[int, int]]:
+    """Voxels added before and after each axis: the scan stands in the middle, as in the papers' evaluation."""
+    total = [padded - n for padded, n in zip(tiling.shape, grids.network, strict=True)]
+    return [(t // 2, t - t // 2) for t in total]
+
+
+def _padded(planes: Iterator[Array], grids: Grids, tiling: Tiling) -> Iterator[Array]:
+    """Layers of the padded grid: 0, the mean after normalisation, around the scan."""
+    margins = _margins(grids, tiling)
+    before, after = margins.pop(tiling.axis)
+    channels = 1
+    if before:
+        first = next(planes)
+        channels, planes = len(first), chain([first], planes)
+    rows, columns = (n for axis, n in enumerate(tiling.shape) if axis != tiling.axis)
+    empty = np.zeros((channels, rows, columns), np.float32)
+    yield from repeat(empty, before)
+    plane = empty
+    for plane in planes:
+        yield np.pad(plane, [(0, 0), *margins]) if any(map(any, margins)) else plane
+    yield from repeat(np.zeros((len(plane), rows, columns), np.float32), after)
+
+
+def _cropped(layers: Iterator[Array], grids: Grids, tiling: Tiling) -> Iterator[Array]:
+    """Score layers of the unpadded grid, checked for NaN and inf."""
+    margins = _margins(grids, tiling)
+    first = margins[tiling.axis][0]
+    last = first + grids.network[tiling.axis]
+    rows, columns = (slice(m[0], m[0] + grids.network[a]) for a, m in enumerate(margins) if a != tiling.axis)
+    for number, layer in enumerate(layers):
+        if not first <= number < last:
+            continue
+        inside = layer[:, rows, columns]
+        if not np.isfinite(inside.sum(dtype=np.float64)):
+            raise SegError(
+                "E-NONFINITE",
+                Exit.RUNTIME,
+                "",
+                "the network returned NaN or inf",
+                "run in fp32 (--precision fp32), or export the model again",
+            )
+        yield inside
+
+
+def _mirrored(run: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """The mean over all eight mirrorings of X, Y, Z."""
+    mirrorings = [tuple(a for a, on in zip((2, 3, 4), bits, strict=True) if on) for bits in product((0, 1), repeat=3)]
+
+    def averaged(x: Array) -> Array:
+        total: Array = np.array(run(x), np.float32)
+        for axes in mirrorings[1:]:
+            total += np.flip(run(np.ascontiguousarray(np.flip(x, axes))), axes)
+        total /= len(mirrorings)
+        return total
+
+    return averaged

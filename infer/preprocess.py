@@ -1,17 +1,19 @@
 """Preprocessing: scan -> network grid, and its exact inverse: network logits -> labels on the scan's own grid.
 
-`forward` reads the stored voxels once, plane by plane along their slowest axis, so an int16 scan is never copied to
-float32 as a whole. `restore` takes the network's output as a stream of planes and keeps two of them.
+Both are streams of planes: `forward_planes` hands out the network grid layer by layer, `restore` takes the scores layer
+by layer. Neither holds more than a few planes: an int16 scan is never copied to float32 as a whole, and no score volume
+exists.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .classes import Head, classes_of, probabilities_of
 from .resample import linear_taps, resample_plane, resampled_extent
-from .spec import ModelSpec
+from .spec import ModelSpec, Normalisation
 from .volume import Reorientation, Shape3, Volume, spacing_of
 
 Plane = NDArray[np.float32]  # (K, B, C): K scores over one layer of the network grid
@@ -46,12 +48,35 @@ class Grids:
 
 
 def forward(volume: Volume, spec: ModelSpec) -> tuple[NDArray[np.float32], Grids]:
-    """Reorient, resample and normalise.
+    """Reorient, resample and normalise a whole scan.
 
     Returns
     -------
-    x : (C, X, Y, Z) float32 on the network grid, C-contiguous, unpadded.
+    x : (C, X, Y, Z) float32 on the network grid, unpadded.
     grids : what `restore` needs.
+
+    Raises
+    ------
+    ValueError : if the number of channels is not the model's.
+    """
+    grids = Grids.of(volume.shape, volume.affine, spec)
+    axis = slow_axis(volume, grids)
+    out = np.empty((len(volume.voxels), *grids.network), np.float32)
+    target = np.moveaxis(out, axis + 1, 0)
+    for row, plane in enumerate(forward_planes(volume, spec, grids, axis)):
+        target[row] = plane
+    return out, grids
+
+
+def slow_axis(volume: Volume, grids: Grids) -> int:
+    """The RAS axis along which the scan's planes lie together in memory: the cheapest to stream along."""
+    return int(np.argmax(np.abs(grids.turn.apply(volume.voxels[0]).strides)))
+
+
+def forward_planes(volume: Volume, spec: ModelSpec, grids: Grids, axis: int) -> Iterator[NDArray[np.float32]]:
+    """The network grid's layers along `axis`, in order: (C, B, C') float32 each, normalised, unpadded.
+
+    Holds two or three planes of float32; the stored voxels are never copied as a whole.
 
     Raises
     ------
@@ -59,51 +84,60 @@ def forward(volume: Volume, spec: ModelSpec) -> tuple[NDArray[np.float32], Grids
     """
     if len(volume.voxels) != len(spec.channels):
         raise ValueError(f"{len(volume.voxels)} channels, the model takes {len(spec.channels)}: {spec.channels}")
-    grids = Grids.of(volume.shape, volume.affine, spec)
-    out = np.empty((len(volume.voxels), *grids.network), np.float32)
-    for channel, target in zip(volume.voxels, out, strict=True):
-        _forward_channel(grids.turn.apply(channel), volume.slope, volume.intercept, spec, target)
-    return out, grids
+    sources = [np.moveaxis(grids.turn.apply(channel), axis, 0) for channel in volume.voxels]
+    rules = [_Intensity.of(channel, volume.slope, volume.intercept, spec.normalisation) for channel in volume.voxels]
+    plane_shape = tuple(n for a, n in enumerate(grids.network) if a != axis)
+
+    def layer(number: int) -> Plane:
+        planes = [rule.apply(source[number]) for source, rule in zip(sources, rules, strict=True)]
+        return resample_plane(np.stack(planes), (plane_shape[0], plane_shape[1]))
+
+    return _resampled(map(layer, range(grids.scan[axis])), grids.network[axis], grids.scan[axis])
 
 
-def _forward_channel(
-    stored: NDArray[np.generic], slope: float, intercept: float, spec: ModelSpec, out: NDArray[np.float32]
-) -> None:
-    """One channel, RAS order: stream planes along the slowest axis of memory into `out` (X, Y, Z)."""
-    norm = spec.normalisation
-    slow = int(np.argmax(np.abs(stored.strides)))
-    source, target = np.moveaxis(stored, slow, 0), np.moveaxis(out, slow, 0)
-    index, weight = linear_taps(len(source), len(target))
-    uses: list[list[tuple[int, np.float32]]] = [[] for _ in range(len(source))]
-    for row, (taps, factors) in enumerate(zip(index, weight, strict=True)):
-        for tap, factor in zip(taps, factors, strict=True):
-            uses[tap].append((row, factor))
-    target[...] = 0.0
-    mean, std = norm.mean, norm.std
-    if norm.kind == "zscore":  # a value near the mean is subtracted first: float32 then keeps small contrasts
-        mean = float(np.float32(source[len(source) // 2].mean(dtype=np.float64) * slope + intercept))
-    total = square = 0.0
-    for layer, rows in zip(source, uses, strict=True):
-        plane = layer.astype(np.float32)
-        if (slope, intercept) != (1.0, 0.0):
-            plane *= np.float32(slope)
-            plane += np.float32(intercept)
-        if norm.lower is not None or norm.upper is not None:
-            np.clip(plane, norm.lower, norm.upper, out=plane)
-        plane -= np.float32(mean)
-        if norm.kind == "zscore":
-            flat = plane.ravel()
+@dataclass(frozen=True)
+class _Intensity:
+    """Stored value -> network input, in this order: slope, intercept, clip, minus mean, times scale."""
+
+    slope: np.float32
+    intercept: np.float32
+    lower: float | None
+    upper: float | None
+    mean: np.float32
+    scale: np.float32
+
+    @classmethod
+    def of(cls, stored: NDArray[np.generic], slope: float, intercept: float, norm: Normalisation) -> "_Intensity":
+        """For "zscore", mean and deviation of one channel's voxels; one pass, plane by plane."""
+        rule = cls(np.float32(slope), np.float32(intercept), norm.lower, norm.upper, np.float32(0), np.float32(1))
+        if norm.kind == "fixed":
+            return replace(rule, mean=np.float32(norm.mean), scale=np.float32(1.0 / norm.std))
+        planes = np.moveaxis(stored, int(np.argmax(np.abs(stored.strides))), 0)
+        # A value near the mean is subtracted first: float32 then keeps small contrasts on a large offset.
+        near = rule.apply(planes[len(planes) // 2]).mean(dtype=np.float64)
+        shifted = replace(rule, mean=np.float32(near))
+        total = square = 0.0
+        for plane in planes:
+            flat = shifted.apply(plane).ravel()
             total += float(flat.sum(dtype=np.float64))
             square += float(np.dot(flat, flat))
-        plane = resample_plane(plane, target.shape[1:])
-        for row, factor in rows:
-            target[row] += plane if factor == 1 else plane * factor
-    if norm.kind == "zscore":
         rest = total / stored.size
         std = float(np.sqrt(max(square / stored.size - rest * rest, 0.0)))
-        target -= np.float32(rest)
-    # A constant scan becomes zeros: its deviation is rounding alone.
-    target *= np.float32(1.0 / std if std > 1e-7 * max(1.0, abs(mean)) else 0.0)
+        mean = float(shifted.mean) + rest
+        constant = std <= 1e-7 * max(1.0, abs(mean))  # rounding alone: such a scan becomes zeros
+        return replace(rule, mean=np.float32(mean), scale=np.float32(0.0 if constant else 1 / std))
+
+    def apply(self, stored: NDArray[np.generic]) -> NDArray[np.float32]:
+        """(A, B) stored values -> (A, B) float32 network input."""
+        plane = stored.astype(np.float32)
+        if self.slope != 1 or self.intercept != 0:
+            plane *= self.slope
+            plane += self.intercept
+        if self.lower is not None or self.upper is not None:
+            np.clip(plane, self.lower, self.upper, out=plane)
+        plane -= self.mean
+        plane *= self.scale
+        return plane
 
 
 def restore(
@@ -111,6 +145,10 @@ def restore(
     axis: int,
     grids: Grids,
     label_values: tuple[int, ...],
+    *,
+    head: Head | None = None,
+    probabilities: NDArray[np.uint8] | None = None,
+    blended: bool = False,
 ) -> NDArray[np.unsignedinteger]:
     """Network scores -> labels on the scan's own grid and axis order, one plane at a time.
 
@@ -120,6 +158,9 @@ def restore(
         the score of class 1 against class 0. Scores are interpolated linearly, then reduced to labels.
     axis : the axis of the network grid (RAS order) along which the planes come.
     label_values : value written for each class.
+    head : the network's last layer, when the planes are features.
+    probabilities : (X, Y, Z, K - 1) uint8, scan axis order; filled with 255 * p of classes 1 to K - 1.
+    blended : the scores are probabilities (see `Tiling.blend`), not logits.
 
     Returns
     -------
@@ -131,10 +172,16 @@ def restore(
     view = np.moveaxis(grids.turn.apply(labels), axis, 0)
     table = np.asarray(label_values, dtype)
     plain = label_values == tuple(range(len(label_values)))
+    channels = [] if probabilities is None else [probabilities[..., k] for k in range(probabilities.shape[3])]
+    maps = [np.moveaxis(grids.turn.apply(channel), axis, 0) for channel in channels]
     for row, plane in enumerate(_resampled(iter(planes), len(view), grids.network[axis])):
         scores = resample_plane(plane, view.shape[1:])
-        classes = (scores[0] > 0).view(np.uint8) if len(scores) == 1 else scores.argmax(axis=0)
+        classes = classes_of(scores, head)
         view[row] = classes if plain else table[classes]
+        if maps:
+            found = probabilities_of(scores, head, blended=blended)
+            for target, p in zip(maps, found[1:], strict=True):
+                target[row] = np.rint(p * 255)
     return labels
 
 

@@ -29,6 +29,14 @@ class Normalisation:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What one voxel of a pass costs, measured at export: multiply-adds, and bytes of activations at the peak."""
+
+    macs: float = 40_000.0  # V-Net of width 16
+    bytes: float = 300.0
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """Frozen description of a model.
 
@@ -47,6 +55,7 @@ class ModelSpec:
     activation : "softmax" (exclusive classes).
     tiling : "free" if the network was measured to keep its Dice on tiles larger than the window, else "window".
     intensity_range : 0.5 and 99.5 percentile of intensities in training, or None.
+    cost : per voxel of the network grid.
     graph_sha256 : digest of the serialised graph, checked on load.
     versions : producer versions.
     card : training summary and measured figures, free-form JSON.
@@ -65,6 +74,7 @@ class ModelSpec:
     activation: str = "softmax"
     tiling: str = "free"
     intensity_range: tuple[float, float] | None = None
+    cost: Cost = Cost()
     graph_sha256: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     card: dict[str, Any] = field(default_factory=dict)
@@ -134,6 +144,7 @@ class ModelSpec:
             raise ValueError(f"model spec has unknown fields {unknown}")
         try:
             raw["normalisation"] = Normalisation(**raw["normalisation"])
+            raw["cost"] = Cost(**raw.get("cost", {}))
             for name in ("labels", "channels", "spacing", "window", "stride", "label_values", "intensity_range"):
                 if raw.get(name) is not None:
                     raw[name] = tuple(raw[name])

@@ -29,6 +29,7 @@ class Tiling:
     window : window extent.
     starts : first voxel of the windows along each axis, increasing, the last one flush with the border.
     weighting : "uniform", or "gaussian" (sigma = window / 8, floored at 1e-3 of its peak).
+    stream_axis : axis along which layers come and go; None chooses it.
     blend : average "logit"s, or "probability" (softmax first), as the papers' evaluation does.
     """
 
@@ -37,10 +38,13 @@ class Tiling:
     starts: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
     weighting: Literal["uniform", "gaussian"] = "gaussian"
     blend: Literal["logit", "probability"] = "logit"
+    stream_axis: int | None = None
 
     @property
     def axis(self) -> int:
         """The streaming axis: where one window covers the least of the extent, so that the ring buffer is smallest."""
+        if self.stream_axis is not None:
+            return self.stream_axis
         return min(range(3), key=lambda a: (self.window[a] / self.shape[a], -self.shape[a]))
 
     @property
@@ -85,30 +89,36 @@ class _Axis:
         return cls(tiling.shape[axis], tiling.window[axis], tiling.starts[axis], weights, coverage)
 
 
-def stream(x: Array, tiling: Tiling, run: Callable[[Array], Array], batch: int = 1) -> Iterator[Array]:
+def stream(
+    layers: Iterator[Array], tiling: Tiling, run: Callable[[Array], Array], batch: int = 1, *, two_class: bool = True
+) -> Iterator[Array]:
     """Yield the finished score layers along `tiling.axis`, in order.
 
     Parameters
     ----------
-    x : (C, X, Y, Z) float32, padded to `tiling.shape`.
+    layers : the padded grid's layers along `tiling.axis`, in order, (C, B, C') float32. They are taken as windows need
+        them; one window's depth is held.
     run : (N, C, *window) -> (N, K, *window) logits.
     batch : windows per call of `run`.
+    two_class : reduce two channels to their difference; False when the channels are features, not logits.
 
     Yields
     ------
-    (K, B, C) float32 mean scores of one layer; (1, B, C) for two classes. Valid until the next step.
+    (K, B, C') float32 mean scores of one layer; (1, B, C') for two classes. Valid until the next step.
     """
     order = (tiling.axis, *(axis for axis in range(3) if axis != tiling.axis))
     a, b, c = (_Axis.of(tiling, axis) for axis in order)
-    source = x.transpose(0, *(axis + 1 for axis in order))
     weight = a.weights[:, None, None] * b.weights[:, None] * c.weights
     scale = 1.0 / (b.coverage[:, None] * c.coverage)
+    slab = _Slab(layers, a.window)
     ring = np.empty((0,), np.float32)
     places = list(product(b.starts, c.starts))
     for start, following in zip(a.starts, (*a.starts[1:], a.extent), strict=True):
+        source = slab.advance(start)
         for some in (places[i : i + batch] for i in range(0, len(places), batch)):
-            cuts = [source[:, start : start + a.window, j : j + b.window, k : k + c.window] for j, k in some]
-            tiles = _scores(_run_in_ras(run, np.stack(cuts), order), tiling.blend)
+            cuts = [source[:, :, j : j + b.window, k : k + c.window] for j, k in some]
+            tiles = _run_in_ras(run, cuts, order)
+            tiles = _scores(tiles, tiling.blend) if two_class or tiles.shape[1] != 2 else tiles
             if tiling.windows == 1:
                 yield from np.moveaxis(tiles[0], 1, 0)
                 return
@@ -122,10 +132,36 @@ def stream(x: Array, tiling: Tiling, run: Callable[[Array], Array], batch: int =
             row[...] = 0.0
 
 
-def _run_in_ras(run: Callable[[Array], Array], tiles: Array, order: tuple[int, ...]) -> Array:
-    """Run (N, C, ...) tiles whose axes are in streaming order; logits come back in that order."""
-    back = np.argsort(order)
-    logits = run(np.ascontiguousarray(tiles.transpose(0, 1, *(int(i) + 2 for i in back))))
+class _Slab:
+    """One window's depth of incoming layers, moved forward as windows advance."""
+
+    def __init__(self, layers: Iterator[Array], depth: int) -> None:
+        self._layers, self._depth = layers, depth
+        self._start = 0
+        self._buffer: Array | None = None
+
+    def advance(self, start: int) -> Array:
+        """(C, depth, B, C') layers `start` to `start + depth`."""
+        if self._buffer is None:
+            first = next(self._layers)
+            self._buffer = np.empty((len(first), self._depth, *first.shape[1:]), np.float32)
+            self._buffer[:, 0] = first
+            fresh = range(1, self._depth)
+        else:
+            moved = start - self._start
+            self._buffer[:, : self._depth - moved] = self._buffer[:, moved:].copy()
+            fresh = range(self._depth - moved, self._depth)
+        for row in fresh:
+            self._buffer[:, row] = next(self._layers)
+        self._start = start
+        return self._buffer
+
+
+def _run_in_ras(run: Callable[[Array], Array], tiles: list[Array], order: tuple[int, ...]) -> Array:
+    """Run (C, ...) tiles whose axes are in streaming order; (N, K, ...) logits come back in that order."""
+    back = [int(i) + 1 for i in np.argsort(order)]
+    ready = [np.ascontiguousarray(tile.transpose(0, *back)) for tile in tiles]
+    logits = run(ready[0][np.newaxis] if len(ready) == 1 else np.stack(ready))
     return logits.transpose(0, 1, *(axis + 2 for axis in order))
 
 

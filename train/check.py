@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+
 from seg.infer.errors import Exit, SegError
 
 from .cases import Case

@@ -1,9 +1,10 @@
 """seg-train: from a folder of scans to a trained run."""
 
 import sys
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
+
 from seg.infer.console import guarded, version_option
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -40,9 +41,9 @@ def seg_train(
     width: Annotated[int | None, typer.Option(min=1, help="Channels of the first stage.")] = None,
     device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
     name: Annotated[str | None, typer.Option(help="Name of the model. Default: the folder's.")] = None,
-    validate_every: Annotated[int | None, typer.Option(metavar="STEPS", help="0: at the end alone.")] = None,
+    validate_every: Annotated[int | None, typer.Option(min=0, metavar="STEPS", help="0: at the end alone.")] = None,
     config: Annotated[str | None, typer.Option(metavar="FILE.toml", help="Settings file; flags win over it.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in RUN exactly.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")] = False,
@@ -55,12 +56,12 @@ def seg_train(
 
         settings = Settings(
             tuple(data), output, name, method, preset, network, labeled, split, iterations,
-            _triple(spacing, float), _triple(window, int), width, device, precision, seed, validate_every,
+            _triple(spacing, float), _triple(window, int), width, device, cast(Any, precision), seed, validate_every,
         )  # fmt: skip
         if config is not None:
             given = {k for k in ctx.params if ctx.get_parameter_source(k).name == "COMMANDLINE"}  # type: ignore[union-attr]
             settings = settings.with_file(config, given)
-        _refuse_unknown(settings)
+        _refuse_unknown(settings.checked())
         _train(settings, resume, quiet)
 
 
@@ -94,7 +95,8 @@ def _train(settings: Any, resume: bool, quiet: bool) -> None:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=quiet, refresh_per_second=2) as progress:
+    bar = console.is_terminal and not quiet  # a log file gets the messages alone
+    with Progress(*columns, console=console, disable=not bar, refresh_per_second=2) as progress:
         task = progress.add_task("preparing", total=None)
 
         def report(step: int, total: int, losses: dict[str, float], rate: float) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class Ema(nn.Module):
     """A gradient-free copy of a network that follows it.
 
-    The rate is alpha = min(1 - 1 / (t + 1), decay), so that the copy starts as the student (UA-MT, methods.md section 2).
+    The rate is alpha = min(1 - 1 / (t + 1), decay): after step 0 the copy is the student (UA-MT, methods.md section 2).
     Batch-norm running statistics are averaged alike.
     """
 
@@ -26,7 +26,7 @@ class Ema(nn.Module):
     def update(self, student: nn.Module, step: int) -> None:
         """Move towards the student after optimiser step `step` (from 0)."""
         alpha = min(1.0 - 1.0 / (step + 1), self.decay)
-        mine, theirs = list(self.network.parameters()), [p.detach() for p in student.parameters()]
+        mine, theirs = ([p.detach() for p in network.parameters()] for network in (self.network, student))
         torch._foreach_lerp_(mine, theirs, 1.0 - alpha)
         for average, value in zip(self.network.buffers(), student.buffers(), strict=True):
             if average.is_floating_point():

@@ -1,4 +1,4 @@
-"""Validation through the product's own inference path: the scan's grid, the same preprocessing, tiling and stitching."""
+"""Validation through the product's own inference path: the scan's grid, its preprocessing, tiling and stitching."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
+
 from seg.infer.metrics import evaluate as class_metrics
 from seg.infer.predict import TilingOptions, segment
 from seg.infer.spec import ModelSpec
-from torch import nn
 
 from .cases import Case
 from .prepare import load_label, load_volume
@@ -62,7 +63,7 @@ def validate(
         mask = segment(volume, spec, backend, options or TilingOptions())
         indices = np.searchsorted(np.asarray(spec.label_values), mask)
         truth = load_label(case.label, spec.label_values)
-        found = class_metrics(indices, truth, tuple(range(1, len(spec.labels))), volume.spacing)
+        found = class_metrics(indices, truth, tuple(range(1, len(spec.labels))), volume.spacing.tolist())
         per_case[case.id] = {spec.labels[k]: asdict(metrics) for k, metrics in found.items()}
         tick()
     return {"cases": per_case, "mean": _mean(per_case, spec.labels[1:])}

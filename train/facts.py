@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from seg.infer import nifti
 from seg.infer.errors import SegError
 from seg.infer.nifti_geometry import corner_shift

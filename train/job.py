@@ -5,11 +5,12 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+
 from seg.infer import __version__
 from seg.infer.errors import Exit, SegError
 from seg.infer.spec import ModelSpec
@@ -20,11 +21,11 @@ from .check import Checked, check_dataset
 from .evaluate import validate
 from .facts import CaseFacts
 from .loop import Data, Loop, LoopConfig
-from .methods import METHODS, PRESETS, Method
+from .methods import METHODS, PRESETS, Method, MethodConfig
 from .networks import NETWORKS, build_network
 from .plan import Plan, plan
 from .prepare import prepare_all
-from .run import load_checkpoint, locked, read_config, write_json
+from .run import load_checkpoint, locked, read_config, set_aside, write_json
 from .settings import Settings, override
 from .split import Split, choose_split
 
@@ -52,7 +53,10 @@ def device_of(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise SegError("E-DEVICE", Exit.RUNTIME, "", "no CUDA device is available", "use --device cpu")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise SegError("E-DEVICE", Exit.USAGE, "", f"no device {name}", "use auto, cpu, cuda or cuda:N") from error
 
 
 def precision_of(name: str, device: torch.device) -> torch.dtype:
@@ -142,13 +146,6 @@ def _spec(settings: Settings, decided: Plan) -> ModelSpec:
 
 def _config(settings: Settings, decided: Plan, spec: ModelSpec, split: Split, checked: Checked) -> dict[str, Any]:
     """Everything the result depends on; two runs with the same config and machine give the same weights."""
-    method = METHODS[settings.method]
-    options = {**PRESETS.get(settings.method, {}).get(settings.preset or "", {}), **settings.method_options}
-    if settings.preset and settings.preset not in PRESETS.get(settings.method, {}):
-        known = ", ".join(PRESETS.get(settings.method, {})) or "none"
-        raise SegError(
-            "E-CONFIG", Exit.USAGE, "", f"{settings.method} has no preset {settings.preset}", f"use one of: {known}"
-        )
     iterations = settings.iterations or decided.iterations
     every = settings.validate_every if settings.validate_every is not None else max(1, iterations // 10)
     loop = LoopConfig(iterations, spec.window, settings.seed, validate_every=every)
@@ -161,7 +158,7 @@ def _config(settings: Settings, decided: Plan, spec: ModelSpec, split: Split, ch
         "method": {
             "name": settings.method,
             "preset": settings.preset,
-            "options": asdict(override(method.Config(), options, "method")),
+            "options": asdict(_method_config(settings)),
         },
         "augmentation": asdict(override(WeakAugmentation(), settings.augmentation, "augmentation")),
         "loop": asdict(override(loop, settings.loop, "loop")),
@@ -170,11 +167,34 @@ def _config(settings: Settings, decided: Plan, spec: ModelSpec, split: Split, ch
     }
 
 
+def _method_config(settings: Settings) -> MethodConfig:
+    """The method's defaults, then the preset's values, then the user's."""
+    presets = PRESETS.get(settings.method, {})
+    if settings.preset and settings.preset not in presets:
+        known = ", ".join(presets) or "none"
+        raise SegError(
+            "E-CONFIG", Exit.USAGE, "", f"{settings.method} has no preset {settings.preset}", f"use one of: {known}"
+        )
+    options = {**presets.get(settings.preset or "", {}), **settings.method_options}
+    return override(METHODS[settings.method].Config(), options, "method")
+
+
+def _refuse_bad_options(settings: Settings) -> None:
+    """Before the data are read: minutes of checking should not end in a misspelled option."""
+    _method_config(settings)
+    override(WeakAugmentation(), settings.augmentation, "augmentation")
+    if fixed := {"iterations", "window", "seed", "validate_every"} & settings.loop.keys():
+        found = f"[loop] {', '.join(sorted(fixed))}"
+        raise SegError("E-CONFIG", Exit.USAGE, "", found, "set it at the top of the file or with its flag")
+    override(LoopConfig(1, (1, 1, 1)), settings.loop, "loop")
+
+
 def _data_digest(split: Split, facts: dict[str, CaseFacts]) -> str:
     """One hash over the voxels and labels of all training cases."""
     digest = hashlib.sha256()
     for case in (*split.labeled, *split.unlabeled):
-        digest.update(f"{case.id}:{facts[case.id].sha256};".encode())
+        fact = facts[case.id]
+        digest.update(f"{case.id}:{fact.sha256}:{fact.label_sha256};".encode())
     return digest.hexdigest()
 
 
@@ -216,6 +236,7 @@ def train(
         differ from the run's; and all that preparing and training raise.
     """
     folder = Path(settings.output)
+    _refuse_bad_options(settings)
     device = device_of(settings.device)
     precision = precision_of(settings.precision, device)
     with locked(folder):
@@ -227,6 +248,9 @@ def train(
                 "a run is here already",
                 "continue it with --resume, or choose another folder",
             )
+        if resume and (folder / CONFIG).exists() and settings.window is None:
+            # The planned window depends on the memory that was free then.
+            settings = replace(settings, window=ModelSpec.from_dict(read_config(folder)["spec"]).window)
         job = prepare_job(settings, say, device)
         if resume and (folder / CONFIG).exists():
             _refuse_changes(folder, job.config)
@@ -255,6 +279,7 @@ def _resume(loop: Loop, folder: Path, say: Callable[[str], None]) -> None:
         raise
     if note:
         say(f"warning: {note}")
+        set_aside(folder)
     loop.restore(state)
 
 

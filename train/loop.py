@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from seg.infer.errors import Exit, SegError
 from seg.infer.volume import Shape3
-from torch import Tensor
 
 from .augment import WeakAugmentation, weak_augment
 from .methods import Batch, Method
@@ -164,7 +165,7 @@ class Loop:
                     "check these scans, lower the learning rate, or use --precision fp32; the last checkpoint is kept",
                 )
             optimizer.zero_grad(set_to_none=True)
-            total.backward()
+            torch.autograd.backward(total)
             if self.method.config.clip_norm > 0:
                 torch.nn.utils.clip_grad_norm_(list(self.method.trainable(phase)), self.method.config.clip_norm)
             optimizer.step()

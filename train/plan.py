@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+
 from seg.infer.errors import Exit
 from seg.infer.resample import resampled_extent
 from seg.infer.spec import Normalisation

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
+
 from seg.infer.nifti import read
 from seg.infer.preprocess import Grids, forward
 from seg.infer.resample import resample_plane
@@ -30,7 +31,8 @@ def load_label(path: str, label_values: Sequence[int]) -> NDArray[np.uint8]:
     values = np.rint(volume.intensities()[0]).astype(np.int64)
     table = np.zeros(max(label_values) + 1, np.uint8)
     table[list(label_values)] = np.arange(len(label_values))
-    return table[values]
+    indices: NDArray[np.uint8] = table[values]
+    return indices
 
 
 def label_on_network_grid(label: NDArray[np.uint8], grids: Grids, classes: int) -> NDArray[np.uint8]:

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from seg.infer.errors import Exit, SegError
 
-CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+CHECKPOINT, PREVIOUS, DAMAGED = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.damaged.pt"
 
 
 @contextmanager
@@ -119,6 +120,11 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], str | None]:
         note or "no checkpoint here",
         "give the folder that seg-train wrote, or train without --resume",
     )
+
+
+def set_aside(folder: Path) -> None:
+    """Move a damaged newest checkpoint away, lest the next save makes it the previous one in place of the good one."""
+    os.replace(folder / CHECKPOINT, folder / DAMAGED)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -6,12 +6,16 @@ how many steps ran before, on prefetching, or on an interruption.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
 from seg.infer.volume import Shape3
 
 LABELED, UNLABELED = 0, 1
+
+T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,10 @@ def draw(
     return Crops(np.stack(images), np.stack(labels) if labels else None, tuple(ids))
 
 
-def _turned(array: NDArray[np.generic], axes: list[int], turns: int) -> NDArray[np.generic]:
+def _turned(array: NDArray[T], axes: list[int], turns: int) -> NDArray[T]:
     """Rotate and mirror the last three axes; a view."""
     array = np.rot90(array, turns, axes=(-3, -2)) if turns else array
-    return np.flip(array, [axis - 3 for axis in axes]) if axes else array
+    return np.flip(array, tuple(axis - 3 for axis in axes)) if axes else array
 
 
 def _crop(

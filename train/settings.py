@@ -2,9 +2,13 @@
 
 import tomllib
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from seg.infer.errors import Exit, SegError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,11 @@ class Settings:
     window: tuple[int, int, int] | None = None
     width: int | None = None
     device: str = "auto"
-    precision: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = 0
     validate_every: int | None = None
     labels: tuple[str, ...] | None = None
-    tiling: str = "free"
+    tiling: Literal["free", "window"] = "free"
     license: str | None = None
     method_options: dict[str, Any] = field(default_factory=dict)
     augmentation: dict[str, Any] = field(default_factory=dict)
@@ -67,16 +71,27 @@ class Settings:
             raise SegError(
                 "E-CONFIG", Exit.USAGE, path, f"unknown names {', '.join(unknown)}", f"use {', '.join(sorted(allowed))}"
             )
-        tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return replace(self, **{k: v for k, v in tuples.items() if k not in given})
+        return override(self, {k: v for k, v in values.items() if k not in given}, path)
+
+    def checked(self) -> "Settings":
+        """The same settings. Raises SegError, E-CONFIG, when a value has the wrong type or is out of range."""
+        override(self, {f.name: getattr(self, f.name) for f in fields(self)}, "flags")
+        for name, least in (("iterations", 1), ("width", 1), ("seed", 0), ("validate_every", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise SegError("E-CONFIG", Exit.USAGE, "", f"{name} {value}", "correct the value", f"at least {least}")
+        return self
 
 
-def override(defaults: Any, values: dict[str, Any], where: str) -> Any:
+S = TypeVar("S", bound="DataclassInstance")
+
+
+def override(defaults: S, values: dict[str, Any], where: str) -> S:
     """A frozen dataclass with some fields replaced; lists become tuples.
 
     Raises
     ------
-    SegError : E-CONFIG when a name does not exist.
+    SegError : E-CONFIG when a name does not exist or a value does not fit it.
     """
     allowed = {f.name for f in fields(defaults)}
     if unknown := sorted(set(values) - allowed):
@@ -87,4 +102,27 @@ def override(defaults: Any, values: dict[str, Any], where: str) -> Any:
             f"unknown names in [{where}]: {', '.join(unknown)}",
             f"use {', '.join(sorted(allowed))}",
         )
-    return replace(defaults, **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    hints = get_type_hints(type(defaults))
+    changes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    for name, value in changes.items():
+        if not _fits(value, hints[name]):
+            kind = hints[name].__name__ if isinstance(hints[name], type) else str(hints[name]).replace("typing.", "")
+            raise SegError("E-CONFIG", Exit.USAGE, "", f"[{where}] {name} is {value!r}", "correct the value", kind)
+    return replace(defaults, **changes)
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value read from TOML or a flag has the annotated type: scalars, Literal, tuple, dict and unions."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (UnionType, Union):
+        return any(_fits(value, arg) for arg in args)
+    if origin is Literal:
+        return value in args
+    if isinstance(value, bool):  # is an int to isinstance
+        return hint is bool
+    if origin is tuple and isinstance(value, tuple):
+        kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
+        return len(kinds) == len(value) and all(map(_fits, value, kinds))
+    return isinstance(value, (int, float) if hint is float else origin or hint)

@@ -17,7 +17,12 @@ def _rand(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def strong_view(u: Tensor, generator: torch.Generator) -> Tensor:
-    """(B, C, X, Y, Z) weak view -> strong view: p 0.8 bias field then gamma; p 0.5 blur."""
+    """(B, C, X, Y, Z) float32 weak view -> strong view: p 0.8 bias field then gamma; p 0.5 blur."""
+    with torch.autocast(u.device.type, enabled=False):  # its products would round the image to bf16
+        return _strong_view(u, generator)
+
+
+def _strong_view(u: Tensor, generator: torch.Generator) -> Tensor:
     jitter = (_rand(generator, len(u)) < JITTER_P)[:, None, None, None, None]
     blur = (_rand(generator, len(u)) < BLUR_P)[:, None, None, None, None]
     field = bias_field(len(u), u.shape[2:], generator)[:, None]
@@ -59,8 +64,9 @@ def _blur_matrix(extent: int, sigma: Tensor) -> Tensor:
     s = sigma[:, None, None]
     weight = torch.exp(-0.5 * (distance / s) ** 2) * (distance.abs() <= torch.floor(4 * s + 0.5))
     weight = weight / weight.sum(dim=-1, keepdim=True)
-    left, middle, right = weight.split(extent, dim=-1)
-    return middle + left.flip(-1) + right.flip(-1)
+    left, middle, right = weight.chunk(3, dim=-1)
+    folded: Tensor = middle + left.flip(-1) + right.flip(-1)
+    return folded
 
 
 def cutmix_boxes(count: int, shape: torch.Size, generator: torch.Generator) -> Tensor:

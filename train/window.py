@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+
 from seg.infer.errors import Exit
 
 from .cases import refusal

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
+
 from seg.infer.artifact import GOLDEN_KEY, SPEC_KEY, Golden
 from seg.infer.spec import ModelSpec, Normalisation
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from seg.infer.artifact import Golden, load, resolve, shipped_models
 from seg.infer.backends import open_backend
 from seg.infer.errors import Exit, SegError

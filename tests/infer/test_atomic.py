@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from seg.infer import atomic
 from seg.infer.atomic import atomic_file, atomic_text
 from seg.infer.errors import Exit, SegError

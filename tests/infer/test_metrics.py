@@ -3,6 +3,7 @@ import sys
 import numpy as np
 import pytest
 from scipy import ndimage
+
 from seg.infer.errors import SegError
 from seg.infer.metrics import ClassMetrics, evaluate, overlap, surface_distances
 

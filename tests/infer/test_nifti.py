@@ -32,6 +32,7 @@ from nifti_bytes import (
     with_values,
     zeros_gz,
 )
+
 from seg.infer import nifti
 from seg.infer.errors import Exit, SegError
 from seg.infer.nifti_stream import ByteStream

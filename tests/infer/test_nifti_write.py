@@ -27,6 +27,7 @@ from nifti_bytes import (
     image,
     with_values,
 )
+
 from seg.infer import nifti
 from seg.infer.errors import Exit, SegError
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from scipy import ndimage
+
 from seg.infer.phantom import SPACING_MM, _blur, _random_field, atrium_phantom, main
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from known import boxes, oblique_affine, plain_spec
+
 from seg.infer.preprocess import Grids, forward, restore
 from seg.infer.resample import linear_matrix
 from seg.infer.spec import Normalisation

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+
 from seg.infer.errors import SegError
 from seg.infer.preview import CAPTION, FILL, GAP, HEIGHT, PALETTE, preview_png, render
 from seg.infer.volume import Reorientation, Volume

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from seg.infer.resample import linear_matrix, linear_taps, resample_plane, resampled_extent
 
 

@@ -4,10 +4,11 @@ import json
 
 import pytest
 from known import plain_spec
-from seg.infer.spec import ModelSpec, Normalisation
+
+from seg.infer.spec import Cost, ModelSpec, Normalisation
 
 GOLDEN_BYTES = (
-    '{"activation":"softmax","card":{"license":"CC0"},"channels":["MR"],"dims":3,"format":1,"graph_sha256":"ab",'
+    '{"activation":"softmax","card":{"license":"CC0"},"channels":["MR"],"cost":{"bytes":240.0,"macs":40000.0},"dims":3,"format":1,"graph_sha256":"ab",'
     '"intensity_range":[0.5,99.5],"label_values":[0,1,4],"labels":["background","core","rim"],"name":"tumour",'
     '"normalisation":{"kind":"zscore","lower":null,"mean":0.0,"std":1.0,"upper":null},"orientation":"RAS",'
     '"spacing":[1.25,1.25,null],"stride":[16,16,16],"tiling":"free","versions":{"torch":"2.13.0"},"window":[64,64,48]}'
@@ -23,6 +24,7 @@ GOLDEN_SPEC = ModelSpec(
     window=(64, 64, 48),
     stride=(16, 16, 16),
     intensity_range=(0.5, 99.5),
+    cost=Cost(macs=40_000.0, bytes=240.0),
     graph_sha256="ab",
     versions={"torch": "2.13.0"},
     card={"license": "CC0"},

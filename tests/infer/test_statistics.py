@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+
 from seg.infer import statistics
 from seg.infer.statistics import mask_statistics, plane_counts
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from seg.infer.stitch import Tiling, profile, stream, window_starts
 
 
@@ -14,6 +15,11 @@ def network(classes: int):  # type: ignore[no-untyped-def]
         return np.concatenate([np.sin((k + 1) * x[:, :1]) + 0.3 * k * ramp for k in range(classes)], axis=1)
 
     return run
+
+
+def planes(x: np.ndarray, axis: int):  # type: ignore[no-untyped-def]
+    """The layers of (C, X, Y, Z) along an axis."""
+    return iter(np.moveaxis(x, axis + 1, 0))
 
 
 def naive(x: np.ndarray, tiling: Tiling, classes: int) -> np.ndarray:
@@ -52,7 +58,7 @@ def test_equals_the_naive_sum(  # type: ignore[no-untyped-def]
     x = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)
     starts = tuple(window_starts(n, w, s) for n, w, s in zip(shape, window, step, strict=True))
     tiling = Tiling(shape, window, starts, weighting, blend)
-    layers = np.stack([layer.copy() for layer in stream(x, tiling, network(classes), batch)])
+    layers = np.stack([layer.copy() for layer in stream(planes(x, tiling.axis), tiling, network(classes), batch)])
     found = np.moveaxis(layers, 0, tiling.axis + 1)
     expected = naive(x, tiling, classes)
     if classes == 2:
@@ -87,7 +93,7 @@ def test_no_more_than_one_window_is_asked_ahead() -> None:
         calls += 1
         return np.concatenate([tiles, tiles], axis=1)
 
-    layers = stream(x, Tiling((4, 4, 32), (4, 4, 8), ((0,), (0,), (0, 8, 16, 24))), run)
+    layers = stream(planes(x, 2), Tiling((4, 4, 32), (4, 4, 8), ((0,), (0,), (0, 8, 16, 24))), run)
     for number in range(32):
         next(layers)
         assert calls == number // 8 + 1

@@ -5,6 +5,7 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 from known import boxes, oblique_affine
+
 from seg.infer.volume import Reorientation, Volume, spacing_of
 
 TURNS = [(axes, flips) for axes in permutations(range(3)) for flips in product((False, True), repeat=3)]

@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
+
 from seg.train.cases import discover
 from seg.train.check import Checked, check_dataset
 from seg.train.facts import CaseFacts, Intensity

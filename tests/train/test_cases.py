@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from builders import pairs, touch, write_json
+
 from seg.infer.errors import Exit, SegError
 from seg.train.cases import Dataset, discover
 

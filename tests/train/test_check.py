@@ -28,6 +28,7 @@ from builders import (
     split_of,
     values,
 )
+
 from seg.infer import nifti
 from seg.infer.errors import Exit, SegError
 from seg.train.cases import discover

@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from builders import AFFINE, SHAPE, check, five_cases, image_of, mask, relabel, save, scan
+
 from seg.train.facts import QUANTILES
 
 

@@ -1,4 +1,5 @@
 import pytest
+
 from seg.train.patients import patient_of
 
 

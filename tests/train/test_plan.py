@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from builders import MR, fact
+
 from seg.infer.errors import Exit, SegError
 from seg.infer.spec import ModelSpec, Normalisation
 from seg.train.facts import QUANTILES, CaseFacts, Intensity

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from builders import DATA, pairs, write_json
+
 from seg.infer.errors import Exit, SegError
 from seg.train.cases import discover
 from seg.train.split import Split, choose_split

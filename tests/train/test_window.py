@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from builders import fact
+
 from seg.infer.errors import Exit, SegError
 from seg.train.plan import plan
 from seg.train.window import MAX_WINDOW_VOXELS, cpu_notes, cpu_step_seconds, fit_window, voxel_budget

@@ -133,8 +133,9 @@ class CrossMatch(Method):
     @torch.no_grad()
     def _partner_logits(self, x: Tensor, partner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Teacher, weakly and strongly perturbed logits of the third loader's crops (methods.md 13.4)."""
-        clean = self.average(partner) if self.average is not None else self.student(partner)
-        return clean, *self._stacked(x, partner)[2:]
+        clean = (self._mean_teacher or self.student)(partner)
+        _, _, weak, strong = self._stacked(x, partner)
+        return clean, weak, strong
 
     def _two_passes(self, x: Tensor, u: Tensor, s1: Tensor, s2: Tensor) -> tuple[Tensor, ...]:
         """Logits x, s1, s2, wn, ww, ws, sw, ss as published: the streams of [x, u], then those of [s1, s2]."""
@@ -143,7 +144,7 @@ class CrossMatch(Method):
         return zx, z1, z2, wn, ww, ws, sw, ss
 
     def _stacked(self, first: Tensor, second: Tensor) -> tuple[Tensor, ...]:
-        """Logits of `first`, of `second`, and of `second` under weak and strong feature perturbation: one decoder pass."""
+        """Logits of `first`, of `second`, and of `second` under weak and strong perturbation: one decoder pass."""
         network, n, m = self._network, len(first), len(second)
         levels = network.encode(torch.cat([first, second]))
         tail = [level[n:] for level in levels]
@@ -161,11 +162,13 @@ class CrossMatch(Method):
         logits = network.decode([torch.cat(parts) for parts in zip(*streams, strict=True)], head_dropout=False)
         zx, z1, z2, ww, ws, sw, ss = logits.split_with_sizes([n, m, m, m, m, m, m])
         with torch.no_grad():
-            if self.config.teacher == "ema" and self.average is not None:
-                wn = self.average(u)
-            else:
-                wn = network.decode([level.detach() for level in w], head_dropout=False)
+            average = self._mean_teacher
+            wn = average(u) if average is not None else network.decode(w, head_dropout=False)
         return zx, z1, z2, wn, ww, ws, sw, ss
+
+    @property
+    def _mean_teacher(self) -> Ema | None:
+        return self.average if self.config.teacher == "ema" else None
 
     @property
     def _network(self) -> Network:

@@ -1,0 +1,153 @@
+"""One call of seg-infer, from parsed arguments to the exit status."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from .artifact import Artifact, load, resolve
+from .backends import Backend, engine_for, open_backend
+from .console import say
+from .display import Display
+from .errors import Exit, SegError, printable
+from .inputs import Batch, Job, plan_jobs, plan_previews, plan_sides
+from .manifest import Finished, Manifest
+from .pipeline import Extras, ReadOptions, process
+from .predict import TilingOptions
+from .report import Report, write_statistics
+from .result import Result
+
+__all__ = ["ReadOptions", "Request", "TilingOptions", "run"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of seg-infer, parsed; see its --help."""
+
+    scans: list[str]
+    output: str
+    lists: list[str] = field(default_factory=list)
+    model: str | None = None
+    device: str = "auto"
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    threads: int = 0
+    tiling: TilingOptions = field(default_factory=TilingOptions)
+    reading: ReadOptions = field(default_factory=ReadOptions)
+    statistics: str | None = None
+    preview: str | None = None
+    report: str | None = None
+    overwrite: bool = False
+    resume: bool = False
+    quiet: bool = False
+    debug: bool = False
+
+    def mask_options(self) -> dict[str, Any]:
+        """The options that can change a mask's voxels: `resume` trusts a mask only under equal ones."""
+        reading = asdict(self.reading)
+        del reading["max_voxels"]  # it refuses a scan or changes nothing
+        return {"device": self.device, "precision": self.precision, **asdict(self.tiling), **reading}
+
+
+def run(request: Request) -> int:
+    """Segment; the report, if asked for, is written whatever happens. Returns the exit status.
+
+    Raises
+    ------
+    SegError : what stops the whole call. An error of one scan of several does not.
+    """
+    plan_sides(request.report, request.statistics)
+    report = Report(asdict(request))
+    try:
+        status = report.exit = _run(request, report)
+    except BaseException as error:
+        report.stop(error)
+        if request.report is not None:
+            with suppress(SegError):  # what stopped the call is the error to tell
+                report.write(request.report)
+        raise
+    if request.report is not None:
+        report.write(request.report)
+    return status
+
+
+def _run(request: Request, report: Report) -> int:
+    batch = _plan(request)
+    report.jobs = batch.jobs
+    previews = plan_previews(request.preview, batch.jobs)
+    artifact = load(resolve(request.model))
+    report.spec = artifact.spec
+    if request.model is None and not request.quiet:
+        say(f"model: {artifact.spec.name} (choose another with -m; seg-infer --models lists them)")
+    manifest = Manifest(batch.folder, artifact.spec, request.mask_options()) if batch.folder is not None else None
+    results = report.results = _finished(batch, manifest, previews, request.quiet) if request.resume else {}
+    todo = [job for job in batch.jobs if job.mask not in results]
+    extras = Extras(
+        statistics=request.statistics is not None,
+        previews=previews,
+        overwrite=request.overwrite or request.resume,
+        hashes=request.report is not None,
+        manifest=manifest,
+    )
+    with Display(len(batch.jobs), len(results), request.quiet, request.debug) as display:
+        if todo:
+            with (
+                _loading(artifact, request) as backend,
+                closing(process(todo, artifact, backend, request.tiling, extras, request.reading)) as done,
+            ):
+                for result in done:
+                    results[result.job.mask] = result
+                    display.show(result)
+        ordered = [results[job.mask] for job in batch.jobs]
+        display.summary(ordered)
+    if request.statistics is not None:
+        write_statistics(request.statistics, artifact.spec, ordered)
+    return _status(ordered)
+
+
+def _plan(request: Request) -> Batch:
+    """The jobs, every mask checked to be writable."""
+    batch = plan_jobs(request.scans, request.output, request.overwrite or request.resume, request.lists)
+    if request.resume and batch.folder is None:
+        found, fix = "is a file; --continue needs the record that a folder of masks has", "give a folder with -o"
+        raise SegError("E-OUT-DIR", Exit.USAGE, request.output, found, fix)
+    return batch
+
+
+def _finished(batch: Batch, manifest: Manifest | None, previews: dict[str, str], quiet: bool) -> dict[str, Result]:
+    """Mask path -> result of the jobs that need not be done again."""
+    assert manifest is not None
+    found: dict[str, Result] = {}
+    for job in batch.jobs:
+        entry = manifest.finished(job)
+        if isinstance(entry, Finished) and _picture_is_there(job, previews):
+            found[job.mask] = Result(job, statistics=entry.statistics, scan=entry.scan, mask=entry.mask, skipped=True)
+        elif isinstance(entry, str) and os.path.lexists(job.mask) and not quiet:
+            say(f"note: {printable(job.mask)} {entry}: it is made again")
+    return found
+
+
+def _picture_is_there(job: Job, previews: dict[str, str]) -> bool:
+    return job.mask not in previews or os.path.isfile(previews[job.mask])
+
+
+@contextmanager
+def _loading(artifact: Artifact, request: Request) -> Iterator["Future[Backend]"]:
+    """The network, loading in a thread of its own; after an exception nobody waits for it."""
+    engine = engine_for(artifact.path, request.device)
+    pool = ThreadPoolExecutor(1, "load")
+    options = {"precision": request.precision, "threads": request.threads}
+    try:
+        yield pool.submit(open_backend, engine, artifact.path, request.device, **options)
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def _status(results: list[Result]) -> int:
+    failed = [result.error for result in results if result.error is not None]
+    if not failed:
+        return int(Exit.OK)
+    return int(failed[0].exit) if len(results) == 1 else int(Exit.BATCH)

@@ -1,0 +1,63 @@
+"""What became of one scan: figures, times, or the error. It holds no voxels."""
+
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import Exit, SegError
+from .inputs import Job
+from .manifest import FileState
+
+
+@dataclass
+class Result:
+    """What became of one scan.
+
+    Attributes
+    ----------
+    error : why there is no mask.
+    trace : the traceback as text, if there was an error.
+    seconds : per stage; "load" is the time this scan waited for the network.
+    shape, spacing : of the scan, in voxels and mm along its own axes.
+    scan, mask : file states, where hashes were asked for.
+    skipped : the mask was there, proved by the manifest.
+    """
+
+    job: Job
+    error: SegError | None = None
+    trace: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    statistics: dict[str, Any] | None = None
+    shape: tuple[int, ...] = ()
+    spacing: tuple[float, ...] = ()
+    scan: FileState | None = None
+    mask: FileState | None = None
+    skipped: bool = False
+
+    @property
+    def status(self) -> Literal["done", "skipped", "failed"]:
+        """In one word."""
+        return "failed" if self.error is not None else "skipped" if self.skipped else "done"
+
+    def fail(self, error: BaseException) -> "Result":
+        """Keep what is to be said about an error, and not the error itself, whose frames hold whole scans."""
+        self.trace = "".join(traceback.format_exception(error)).rstrip()
+        self.error = scan_error(error, self.job.scan)
+        return self
+
+
+def scan_error(error: BaseException, path: str) -> SegError:
+    """What to tell about anything that went wrong with one scan.
+
+    Of an exception that is nobody's message to the user, only type and place are told: its text may quote the data.
+    """
+    if isinstance(error, SegError):
+        return SegError(error.code, error.exit, error.path or path, error.found, error.fix, error.expected)
+    if isinstance(error, MemoryError):
+        return SegError("E-LIMIT-MEMORY", Exit.LIMIT, path, "out of memory", "use a machine with more memory")
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    fix = "run this scan again with --debug and report the output"
+    return SegError("E-INTERNAL", Exit.INTERNAL, path, f"{type(error).__name__}{place}", fix)

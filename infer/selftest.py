@@ -1,0 +1,74 @@
+"""`seg-infer --selftest MODEL`: does this machine compute what the exporting one did?
+
+The artifact carries an input and the logits that the training framework gave for it. Here every engine that is
+available runs the input.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .artifact import Artifact, Golden, load, resolve
+from .backends import engine_for, open_backend
+from .errors import Exit, SegError, printable
+
+TOLERANCE = 1e-4  # of the logits' range, fp32
+ONNX_ENGINES = ("openvino", "onnxruntime")
+_ABSENT = ("E-DEVICE", "E-EXTRA")
+
+
+def run_selftest(model: str) -> None:
+    """Print one line per engine.
+
+    Parameters
+    ----------
+    model : name or path.
+
+    Raises
+    ------
+    SegError : E-MODEL-GOLDEN (exit 20) without a golden pair, E-SELFTEST (21) when an engine is further off than
+        `TOLERANCE`, E-DEVICE (21) when there is no engine, E-MODEL-* (20).
+    """
+    artifact = load(resolve(model))
+    if artifact.golden is None:
+        fix = "export the model again with this version's seg-export"
+        raise SegError("E-MODEL-GOLDEN", Exit.MODEL, artifact.path, "has no golden pair to test with", fix)
+    names = ONNX_ENGINES if engine_for(artifact.path) in ONNX_ENGINES else (engine_for(artifact.path),)
+    errors = {name: found for name in names if (found := _engine_error(name, artifact, artifact.golden)) is not None}
+    for name, error in errors.items():
+        verdict = "ok" if error <= TOLERANCE else f"WRONG, at most {TOLERANCE:g} is allowed"
+        print(f"{name} fp32: error {error:.0e} of the logits' range, {verdict}", flush=True)
+    if not errors:
+        raise SegError("E-DEVICE", Exit.RUNTIME, "", "no engine runs on this machine", "install seg-toolkit again")
+    if wrong := [name for name, error in errors.items() if not error <= TOLERANCE]:
+        worst = max(errors[name] for name in wrong)
+        raise SegError(
+            "E-SELFTEST",
+            Exit.RUNTIME,
+            artifact.path,
+            f"logits of {' and '.join(wrong)} differ from the exporting framework's by {worst:.0e} of their range",
+            "do not use this model on this machine; copy it again, or update the engine",
+            f"at most {TOLERANCE:g}",
+        )
+
+
+def _engine_error(name: str, artifact: Artifact, golden: Golden) -> float | None:
+    """Error of one engine, or None after saying that it is not here."""
+    try:
+        backend = open_backend(name, artifact.path, "auto")
+    except SegError as error:
+        if error.code not in _ABSENT:
+            raise
+        print(f"{name}: not available here ({printable(error.found)})")
+        return None
+    try:
+        return golden_error(backend.run(golden.x.astype(np.float32)), golden.logits)
+    finally:
+        backend.close()
+
+
+def golden_error(logits: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """Largest difference over the range of `expected`; infinite for another shape or anything that is no number."""
+    if logits.shape != expected.shape or not np.isfinite(logits).all() or not np.isfinite(expected).all():
+        return float("inf")
+    spread = float(np.ptp(expected))
+    return float(np.abs(logits - expected).max()) / (spread or 1.0)

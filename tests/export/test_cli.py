@@ -1,0 +1,157 @@
+"""seg-export at the terminal, on a run that seg-train wrote."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from seg.export.cli import app
+from seg.export.run import load_run
+from seg.infer.artifact import load
+from seg.infer.spec import ModelSpec
+from seg.train import job
+from seg.train.networks.vnet import VNet
+from seg.train.settings import Settings
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """run(*arguments) -> (exit status, what stderr got)."""
+
+    def call(*arguments: object) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as caught:
+            app([str(a) for a in arguments])
+        return int(caught.value.code or 0), capsys.readouterr().err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, write_cases: Callable[..., Path]) -> Path:
+    root = tmp_path_factory.mktemp("export")
+    settings = Settings(
+        (str(write_cases(root / "data", 4, (20, 16, 16), unlabeled=1, classes=3)),),
+        str(root / "run"),
+        name="tiny",
+        method="crossmatch",
+        preset="fast",
+        iterations=3,
+        window=(16, 16, 16),
+        width=2,
+        device="cpu",
+        precision="fp32",
+        seed=4,
+        labels=("background", "left", "right"),
+        license="CC0-1.0",
+    )
+    job.train(settings, resume=False, say=lambda _: None)
+    return root / "run"
+
+
+def test_help_imports_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "from seg.export.cli import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert not {'torch', 'onnx'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--overwrite" in done.stdout
+
+
+def test_run_becomes_an_artifact(run: Run, trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tiny.onnx"
+    (tmp_path / "card.toml").write_text('limits = "phantoms only"\n')
+    status, text = run(trained, "-o", out, "--card", tmp_path / "card.toml")
+    assert status == 0
+    assert "differs from torch by" in text
+    assert f"next: seg-infer scan.nii.gz -o mask.nii.gz -m {out}" in text
+
+    spec = load(str(out)).spec
+    planned = ModelSpec.from_dict(json.loads((trained / "config.json").read_text())["spec"])
+    for field in ("name", "labels", "label_values", "channels", "spacing", "normalisation", "window", "stride"):
+        assert getattr(spec, field) == getattr(planned, field)
+    assert (spec.name, spec.labels, spec.window) == ("tiny", ("background", "left", "right"), (16, 16, 16))
+    training = spec.card["training"]
+    assert {k: training[k] for k in ("method", "preset", "network", "width", "iterations", "seed")} == {
+        "method": "crossmatch",
+        "preset": "fast",
+        "network": "vnet",
+        "width": 2,
+        "iterations": 3,
+        "seed": 4,
+    }
+    assert (training["labeled"], training["unlabeled"], len(training["data_sha256"])) == (3, 1, 64)
+    assert spec.card["validation"]["scans"] == 1
+    assert set(spec.card["validation"]["mean"]) == {"left", "right", "foreground"}
+    assert 0 <= spec.card["validation"]["mean"]["foreground"]["dice"] <= 1
+    assert (spec.card["license"], spec.card["limits"]) == ("CC0-1.0", "phantoms only")
+    assert "not a medical device" in spec.card["notice"]
+    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".onnx" or ".tmp" in p.name] == ["tiny.onnx"]
+
+
+def test_what_is_exported_is_the_deployed_network(trained: Path) -> None:
+    module, _ = load_run(trained)
+    method, _, _ = job.trained_method(trained)
+    assert type(module) is VNet
+    mine, average = module.state_dict(), method.average.network.state_dict()  # type: ignore[union-attr]
+    assert all(bool((mine[name] == average[name]).all()) for name in average)
+    assert any(bool((mine[name] != value).any()) for name, value in method.student.state_dict().items())
+
+
+def refused(run: Run, status: int, code: str, *arguments: object) -> None:
+    found, text = run(*arguments)
+    assert found == status
+    assert text.startswith(f"seg-export: error {code}: ")
+    assert ". Fix: " in text
+    assert text.count("\n") == 1
+
+
+def test_suffix(run: Run, trained: Path, tmp_path: Path) -> None:
+    refused(run, 2, "E-OUT-SUFFIX", trained, "-o", tmp_path / "model.pt")
+
+
+def test_existing_file(run: Run, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_text("mine")
+    refused(run, 30, "E-OUT-EXISTS", trained, "-o", tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["none", "empty", "garbage"])
+def test_not_a_run(run: Run, tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "garbage").mkdir()
+    (tmp_path / "garbage" / "config.json").write_text("{")
+    refused(run, 20, "E-RUN-NONE", tmp_path / name, "-o", tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_run_without_checkpoint(run: Run, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_bytes((trained / "config.json").read_bytes())
+    refused(run, 20, "E-RUN-NONE", tmp_path / "run", "-o", tmp_path / "m.onnx")
+
+
+def test_bad_card(run: Run, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "card.toml").write_text("license = ")
+    refused(run, 2, "E-CONFIG", trained, "-o", tmp_path / "m.onnx", "--card", tmp_path / "card.toml")
+    refused(run, 2, "E-CONFIG", trained, "-o", tmp_path / "m.onnx", "--card", tmp_path / "none.toml")
+
+
+def test_missing_arguments(run: Run) -> None:
+    assert run()[0] == 2

@@ -1,0 +1,265 @@
+"""The record of finished masks, and `--continue`: what it skips, and what it makes again."""
+
+import errno
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import infer, run, voxels
+from known import boxes, plain_spec
+
+from seg.infer.errors import SegError
+from seg.infer.inputs import Job
+from seg.infer.manifest import NAME, FileState, Finished, Manifest
+
+Write = Callable[..., str]
+Model = Callable[..., str]
+OPTIONS = {"window": (16, 16, 16), "overlap": None}
+VOLUMES = {"bright": {"voxels": 3}}
+
+
+def job(folder: Path, name: str = "a") -> Job:
+    """A scan and mask of a few bytes."""
+    made = Job(str(folder / f"{name}.nii"), str(folder / f"{name}.nii.gz"))
+    Path(made.scan).write_bytes(b"scan " + os.fsencode(name))
+    Path(made.mask).write_bytes(b"mask " + os.fsencode(name))
+    return made
+
+
+def manifest(folder: Path, **options: object) -> Manifest:
+    return Manifest(str(folder), plain_spec(graph_sha256="0" * 64), {**OPTIONS, **options})
+
+
+def record(folder: Path, done: Job) -> None:
+    manifest(folder).add(done, FileState.of([done.scan]), VOLUMES)
+
+
+def test_a_recorded_mask_is_finished(tmp_path: Path) -> None:
+    for name in ("a", "b c\n\udcff"):
+        done = job(tmp_path, name)
+        assert manifest(tmp_path).finished(done) == "is not in the manifest"
+        record(tmp_path, done)
+        entry = manifest(tmp_path).finished(done)
+        assert isinstance(entry, Finished)
+        assert (entry.path, entry.statistics) == (done.scan, VOLUMES)
+        assert entry.mask == FileState.of([done.mask])
+
+
+def test_what_makes_a_mask_unfinished(tmp_path: Path) -> None:
+    done = job(tmp_path)
+    record(tmp_path, done)
+    assert manifest(tmp_path, overlap=0.5).finished(done) == "was made with other options"
+    other = Manifest(str(tmp_path), plain_spec(graph_sha256="1" * 64), OPTIONS)
+    assert other.finished(done) == "was made with another model"
+    other = Manifest(str(tmp_path), plain_spec(graph_sha256="0" * 64, spacing=(1.0, 1.0, 1.0)), OPTIONS)
+    assert other.finished(done) == "was made with another model"
+    state = os.stat(done.mask)
+    Path(done.mask).write_bytes(b"MASK a")
+    os.utime(done.mask, ns=(state.st_atime_ns, state.st_mtime_ns))  # size and time as before
+    assert manifest(tmp_path).finished(done) == "is not the mask that was written"
+    os.unlink(done.mask)
+    assert manifest(tmp_path).finished(done) == "is not the mask that was written"
+
+
+def test_a_scan_is_known_by_its_bytes(tmp_path: Path) -> None:
+    done = job(tmp_path)
+    record(tmp_path, done)
+    os.utime(done.scan, ns=(1, 1))
+    assert isinstance(manifest(tmp_path).finished(done), Finished)  # copied: another time, the same bytes
+    moved = Job(str(tmp_path / "moved.nii"), done.mask)
+    os.rename(done.scan, moved.scan)
+    assert isinstance(manifest(tmp_path).finished(moved), Finished)
+    Path(moved.scan).write_bytes(b"scan b")
+    assert manifest(tmp_path).finished(moved) == "was made from a scan that has changed"
+    assert manifest(tmp_path).finished(done) == "was made from a scan that has changed"  # it is not there
+
+
+def test_both_files_of_a_pair_count(tmp_path: Path) -> None:
+    image, header = tmp_path / "a.img", tmp_path / "a.hdr"
+    image.write_bytes(b"voxels")
+    header.write_bytes(b"header")
+    done = Job(str(header), str(tmp_path / "a.nii.gz"))
+    Path(done.mask).write_bytes(b"mask")
+    manifest(tmp_path).add(done, FileState.of([str(header), str(image)]), VOLUMES)
+    assert isinstance(manifest(tmp_path).finished(done), Finished)
+    image.write_bytes(b"VOXELS")
+    assert isinstance(manifest(tmp_path).finished(done), str)
+
+
+def test_the_last_line_about_a_mask_counts(tmp_path: Path) -> None:
+    done = job(tmp_path)
+    record(tmp_path, done)
+    Path(done.mask).write_bytes(b"newer mask")
+    record(tmp_path, done)
+    assert isinstance(manifest(tmp_path).finished(done), Finished)
+    assert len((tmp_path / NAME).read_bytes().splitlines()) == 2
+
+
+def test_a_torn_line_harms_no_other(tmp_path: Path) -> None:
+    first, second = job(tmp_path, "a"), job(tmp_path, "b")
+    record(tmp_path, first)
+    whole = (tmp_path / NAME).read_bytes()
+    record(tmp_path, second)
+    both = (tmp_path / NAME).read_bytes()
+    for end in range(len(whole) + 1, len(both) - 1, 7):
+        (tmp_path / NAME).write_bytes(both[:end])
+        found = manifest(tmp_path)
+        assert isinstance(found.finished(first), Finished)
+        assert isinstance(found.finished(second), str)
+        record(tmp_path, second)
+        found = manifest(tmp_path)
+        assert isinstance(found.finished(first), Finished)
+        assert isinstance(found.finished(second), Finished)
+
+
+@pytest.mark.parametrize(
+    "line", [b"[]", b"{}", b"null", b"\xff\xfe", b'{"format": 1, "scan": 3}', b"[" * 100_000, b'{"format": 2}']
+)
+def test_foreign_lines_are_passed_over(tmp_path: Path, line: bytes) -> None:
+    done = job(tmp_path)
+    (tmp_path / NAME).write_bytes(line + b"\n")
+    record(tmp_path, done)
+    assert isinstance(manifest(tmp_path).finished(done), Finished)
+
+
+def test_a_manifest_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = job(tmp_path)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("seg.infer.manifest.os.write", full)
+    with pytest.raises(SegError) as caught:
+        record(tmp_path, done)
+    monkeypatch.undo()
+    assert caught.value.code == "E-OUT-FULL"
+    os.unlink(tmp_path / NAME)
+    victim = tmp_path / "victim"
+    victim.write_text("")
+    for make in (lambda: os.symlink(victim, tmp_path / NAME), lambda: os.mkdir(tmp_path / NAME)):
+        make()
+        with pytest.raises(SegError, match=NAME):
+            manifest(tmp_path)
+        os.unlink(tmp_path / NAME) if os.path.islink(tmp_path / NAME) else os.rmdir(tmp_path / NAME)
+    assert victim.read_text() == ""
+
+
+class Folder:
+    """Scans a, b, c, and seg-infer on them with a report."""
+
+    def __init__(self, place: Path, write_scan: Write, model: str) -> None:
+        self.place, self.model = place, model
+        self.scans = {name: write_scan(f"scans/{name}.nii.gz", boxes()) for name in "abc"}
+        self.out = place / "out"
+
+    def __call__(self, *options: str) -> dict[str, str]:
+        """Scan name -> status."""
+        report = str(self.place / "report.json")
+        where = [str(self.place / "scans"), "-o", str(self.out), "-m", self.model, "-q", "--report", report]
+        status = run(*where, *options)
+        content = json.loads(Path(report).read_text())
+        assert content["exit"] == status
+        return {Path(row["scan"]).name[0]: row["status"] for row in content["scans"]} if status in (0, 40) else {}
+
+    def files(self) -> dict[str, tuple[int, int]]:
+        """Mask name -> inode and time: the same only for a file that was not made again."""
+        return {p.name[0]: (p.stat().st_ino, p.stat().st_mtime_ns) for p in self.out.glob("*.nii.gz")}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, write_scan: Write, threshold_model: Model) -> Folder:
+    return Folder(tmp_path, write_scan, threshold_model())
+
+
+def test_continue_makes_again_what_is_not_proved(folder: Folder, write_scan: Write, threshold_model: Model) -> None:
+    all_done, all_skipped = dict.fromkeys("abc", "done"), dict.fromkeys("abc", "skipped")
+    assert folder("--continue") == all_done  # an empty folder is a start like any other
+    before = folder.files()
+    assert folder() == {}  # refused: the masks exist
+    assert folder("--continue") == all_skipped
+    assert folder.files() == before
+    (folder.out / "a.nii.gz").unlink()
+    data = bytearray((folder.out / "b.nii.gz").read_bytes())
+    data[-1] ^= 1
+    (folder.out / "b.nii.gz").write_bytes(data)
+    assert folder("--continue") == {"a": "done", "b": "done", "c": "skipped"}
+    assert folder.files()["c"] == before["c"]
+    write_scan("scans/c.nii.gz", boxes() * 2)
+    assert folder("--continue") == {"a": "skipped", "b": "skipped", "c": "done"}
+    assert folder("--continue", "--window", "8,8,8") == all_done
+    assert folder("--continue", "--window", "8,8,8", "--threads", "1", "--max-voxels", "9999999") == all_skipped
+    threshold_model(thresholds=(2.5,))
+    assert folder("--continue", "--window", "8,8,8") == all_done
+    np.testing.assert_array_equal(voxels(folder.out / "a.nii.gz"), boxes() > 2.5)
+    assert folder("--overwrite", "--window", "8,8,8") == all_done
+
+
+def test_continue_knows_nothing_of_unrecorded_masks(folder: Folder) -> None:
+    folder.out.mkdir()
+    (folder.out / "a.nii.gz").write_bytes(b"made by something else")
+    assert folder("--continue") == dict.fromkeys("abc", "done")
+    np.testing.assert_array_equal(voxels(folder.out / "a.nii.gz"), boxes() > 0)
+
+
+def test_continue_with_side_outputs(folder: Folder, tmp_path: Path) -> None:
+    """Statistics of skipped scans are those recorded; a missing picture makes its scan be done again."""
+    assert folder() == dict.fromkeys("abc", "done")
+    sides = ["--statistics", str(tmp_path / "s.json"), "--preview", str(tmp_path / "png")]
+    assert folder("--continue", *sides) == dict.fromkeys("abc", "done")
+    fresh = json.loads((tmp_path / "s.json").read_text())
+    (tmp_path / "png" / "b.png").unlink()
+    assert folder("--continue", *sides) == {"a": "skipped", "b": "done", "c": "skipped"}
+    assert json.loads((tmp_path / "s.json").read_text()) == fresh
+
+
+def test_continue_needs_a_folder(folder: Folder, tmp_path: Path) -> None:
+    single = [folder.scans["a"], "-o", str(tmp_path / "one.nii.gz"), "-m", folder.model]
+    assert run(*single, "--continue") == 2
+    assert run(*single, "-q") == 0
+    assert not (tmp_path / NAME).exists()
+
+
+KILL = """
+import os, signal, sys
+moment, number = sys.argv.pop(1), 3
+from seg.infer import nifti, manifest
+def die(): os.kill(os.getpid(), signal.SIGKILL)
+calls, pieces, append = [0], nifti._mask_bytes, manifest.Manifest._append
+def mask_bytes(*arguments):
+    calls[0] += 1
+    for piece in pieces(*arguments):
+        yield piece
+        if moment == "mask" and calls[0] == number: die()
+def torn(self, line):
+    if calls[0] == number:
+        if moment == "line": append(self, line[:60])
+        die()
+    append(self, line)
+nifti._mask_bytes, manifest.Manifest._append = mask_bytes, torn
+"""
+
+
+@pytest.mark.parametrize("moment", ["mask", "record", "line"])
+def test_killed_in_the_middle(tmp_path: Path, write_scan: Write, threshold_model: Model, moment: str) -> None:
+    """SIGKILL in the third mask, between mask and record, or in the record; then --continue does only the rest."""
+    for name in "abcde":
+        write_scan(f"scans/{name}.nii.gz", boxes())
+    out, report = tmp_path / "out", tmp_path / "r.json"
+    words = [str(tmp_path / "scans"), "-o", str(out), "-m", threshold_model()]
+    assert infer(moment, *words, program=KILL).returncode == -signal.SIGKILL
+    masks = {"a", "b"} | (set() if moment == "mask" else {"c"})
+    before = {p.name[0]: (p.stat().st_ino, p.stat().st_mtime_ns) for p in out.glob("*.nii.gz")}
+    assert set(before) == masks
+    done = infer(*words, "--continue", "--report", str(report))
+    assert done.returncode == 0, done.stderr
+    statuses = {Path(r["scan"]).name[0]: r["status"] for r in json.loads(report.read_text())["scans"]}
+    assert statuses == {**dict.fromkeys("ab", "skipped"), **dict.fromkeys("cde", "done")}
+    for name in "abcde":
+        path = out / f"{name}.nii.gz"
+        np.testing.assert_array_equal(voxels(path), boxes() > 0)
+        assert ((path.stat().st_ino, path.stat().st_mtime_ns) == before.get(name)) == (name in "ab")
+    assert sorted(p.name for p in out.iterdir()) == [*(f"{n}.nii.gz" for n in "abcde"), NAME]

@@ -1,0 +1,74 @@
+"""`--selftest`: the golden pair through every engine that is here."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from commands import infer, run
+
+from seg.infer.artifact import GOLDEN_KEY, Golden, load
+from seg.infer.selftest import golden_error
+
+Model = Callable[..., str]
+
+
+def with_golden(path: str, golden: Golden | None) -> str:
+    """The same model with another golden pair, or none."""
+    model = onnx.load(path)
+    properties = {p.key: p.value for p in model.metadata_props if p.key != GOLDEN_KEY}
+    if golden is not None:
+        properties[GOLDEN_KEY] = golden.to_text()
+    onnx.helper.set_model_props(model, properties)
+    Path(path).write_bytes(model.SerializeToString(deterministic=True))
+    return path
+
+
+def changed(path: str, amount: float) -> str:
+    """One golden logit moved by a share of the logits' range."""
+    golden = load(path).golden
+    assert golden is not None
+    logits = golden.logits.copy()
+    logits[0, 1, 0, 0, 0] += amount * np.ptp(logits)
+    return with_golden(path, Golden(golden.x, logits))
+
+
+def test_a_good_model(threshold_model: Model) -> None:
+    done = infer("--selftest", threshold_model())  # eager: nothing else is required
+    assert done.returncode == 0, done.stderr
+    first = done.stdout.splitlines()[0]
+    assert first.startswith("openvino fp32: error ")
+    assert first.endswith(" of the logits' range, ok")
+    assert done.stderr == ""
+
+
+def test_a_two_dimensional_model(threshold_model: Model) -> None:
+    assert run("--selftest", threshold_model(dims=2, window=(16, 16, 1))) == 0
+
+
+@pytest.mark.parametrize(("amount", "status"), [(5e-5, 0), (2e-4, 21), (float("nan"), 21)])
+def test_the_tolerance(threshold_model: Model, capsys: pytest.CaptureFixture[str], amount: float, status: int) -> None:
+    assert run("--selftest", changed(threshold_model(), amount)) == status
+    told = capsys.readouterr()
+    assert ("WRONG" in told.out) == bool(status)
+    assert ("E-SELFTEST" in told.err) == bool(status)
+
+
+def test_no_golden_pair(threshold_model: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    path = with_golden(threshold_model(), None)
+    assert run("--selftest", path) == 20
+    assert capsys.readouterr().err.startswith(f"seg-infer: error E-MODEL-GOLDEN: {path}: ")
+
+
+def test_no_such_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--selftest", "nobody") == 20
+    assert "E-MODEL-MISSING" in capsys.readouterr().err
+
+
+def test_golden_error() -> None:
+    expected = np.array([0.0, 4.0], np.float32)
+    assert golden_error(expected + np.float32(1), expected) == 0.25
+    assert golden_error(np.zeros(2, np.float32), np.zeros(2, np.float32)) == 0
+    for bad in (np.zeros(3, np.float32), np.array([0, np.nan], np.float32), np.array([0, np.inf], np.float32)):
+        assert golden_error(bad, expected) == float("inf")

@@ -1,0 +1,165 @@
+"""seg-train at the terminal: one line per failure, the promised exit status, nothing heavy before it is needed."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from seg.train.cli import app
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """run(*arguments) -> (exit status, what stderr got)."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments: object) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as caught:
+            app([str(a) for a in arguments])
+        return int(caught.value.code or 0), capsys.readouterr().err
+
+    yield call
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, write_cases: Callable[..., Path]) -> Path:
+    return write_cases(tmp_path_factory.mktemp("cli") / "data", 4, (16, 16, 16))
+
+
+TINY = ["--window", "16", "--width", "2", "--iterations", "2", "-d", "cpu", "--precision", "fp32"]
+
+
+def test_help_and_version_import_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "from seg.train.cli import app\n"
+        "for flag in ('--help', '--version'):\n"
+        "    try: app([flag])\n"
+        "    except SystemExit as end: assert not end.code\n"
+        "assert not {'torch', 'onnx', 'scipy', 'nibabel'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--resume" in done.stdout
+    assert "seg-toolkit" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--nonsense"],
+        ["--method", "magic"],
+        ["--network", "magic"],
+        ["--iterations", "0"],
+        ["--iterations", "many"],
+        ["--window", "16,16"],
+        ["--window", "0"],
+        ["--window", "17"],
+        ["--spacing", "a,b,c"],
+        ["--spacing", "-1"],
+        ["--width", "0"],
+        ["--seed", "-1"],
+        ["--validate-every", "-1"],
+        ["--precision", "fp8"],
+        ["--device", "abacus"],
+        ["--preset", "paper"],
+        ["--method", "crossmatch", "--preset", "magic"],
+        ["--labeled", "0"],
+        ["--config", "none.toml"],
+    ],
+)
+def test_bad_flags_exit_2(run: Run, data: Path, tmp_path: Path, flags: list[str]) -> None:
+    status, text = run(data, "-o", tmp_path / "run", *flags)
+    assert status == 2
+    assert text.strip()
+    assert "Traceback" not in text
+    assert "E-INTERNAL" not in text
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("toml", "found"),
+    [
+        ("widht = 4", "widht"),
+        ("width = 'four'", "width"),
+        ("iterations = 0", "iterations"),
+        ("iterations = true", "iterations"),
+        ("tiling = 'never'", "tiling"),
+        ("precision = 'fp8'", "precision"),
+        ("labels = ['a', 1]", "labels"),
+        ("spacing = [1, 1]", "spacing"),
+        ("[method]\nlearning = 3", "learning"),
+        ("[method]\noptimizer = 'adam'", "optimizer"),
+        ("[method]\nlr = '1e-3'", "lr"),
+        ("[augmentation]\nrot90 = 1", "rot90"),
+        ("[augmentation]\nshear = 1", "shear"),
+        ("[loop]\nsaves = 1", "saves"),
+        ("[loop]\nwindow = [16, 16, 16]", "window"),
+        ("width = ", "cannot be read"),
+    ],
+)
+def test_bad_settings_exit_2_before_data_are_read(run: Run, tmp_path: Path, toml: str, found: str) -> None:
+    (tmp_path / "c.toml").write_text(toml)
+    status, text = run(tmp_path / "no-data", "-o", tmp_path / "run", "--config", tmp_path / "c.toml")
+    assert status == 2
+    assert text.startswith("seg-train: error E-CONFIG: ")
+    assert found in text
+    assert text.count("\n") == 1
+
+
+def test_no_data_folder(run: Run, tmp_path: Path) -> None:
+    status, text = run(tmp_path / "none", "-o", tmp_path / "run")
+    assert status == 10
+    assert text.startswith("seg-train: error E-DATA-MISSING: ")
+    assert ". Fix: " in text
+    assert text.count("\n") == 1
+
+
+def test_missing_arguments(run: Run) -> None:
+    assert run()[0] == 2
+    assert run("somewhere")[0] == 2
+
+
+def test_run_folder_that_cannot_be_made(run: Run, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    status, text = run(data, "-o", tmp_path / "file" / "run")
+    assert status == 30
+    assert "E-RUN-DIR" in text
+
+
+def test_flags_win_over_the_file(run: Run, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('width = 3\nseed = 5\nname = "file"\n[method]\nlr = 0.5\n[loop]\nlog_every = 1\n')
+    out = tmp_path / "run"
+    status, text = run(data, "-o", out, "--config", tmp_path / "c.toml", "--name", "flag", *TINY)
+    assert status == 0
+    config = json.loads((out / "config.json").read_text())
+    assert (config["network"]["width"], config["spec"]["name"], config["loop"]["seed"]) == (2, "flag", 5)
+    assert (config["method"]["options"]["lr"], config["loop"]["log_every"]) == (0.5, 1)
+    assert "labelled" in text
+    assert "next: seg-export" in text
+    assert {"checkpoint.pt", "metrics.jsonl", "validation.json", "plan.txt"} <= {p.name for p in out.iterdir()}
+
+    status, text = run(data, "-o", out, *TINY)
+    assert status == 30
+    assert "E-RUN-EXISTS" in text
+    status, text = run(data, "-o", out, "--resume", *TINY)
+    assert status == 12
+    assert "E-RUN-CONFIG" in text
+    assert "loop.seed was 5, now 0" in text
+
+
+def test_quiet_says_nothing(run: Run, data: Path, tmp_path: Path) -> None:
+    assert run(data, "-o", tmp_path / "run", "-q", *TINY) == (0, "")
+
+
+def test_labelled_cases_can_be_hidden(run: Run, data: Path, tmp_path: Path) -> None:
+    assert run(data, "-o", tmp_path / "run", "-q", "--labeled", "2", *TINY)[0] == 0
+    split = json.loads((tmp_path / "run" / "config.json").read_text())["split"]
+    assert [len(split[role]) for role in ("labeled", "unlabeled", "val")] == [2, 1, 1]

@@ -1,0 +1,257 @@
+"""CrossMatch against a slow reference written from its description, one stream and one voxel mask at a time.
+
+Streams are stacked only where batch norm sees them together. Dropout masks are made a function of (sample, channels,
+rate), so that both sides drop the same channels whatever is stacked.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import confident_vnet, make_batch
+from torch import Tensor
+
+from seg.train.methods.base import Batch
+from seg.train.methods.crossmatch import CrossMatch, CrossMatchConfig, preset
+from seg.train.networks.vnet import VNet
+from seg.train.strong import cutmix_boxes, strong_view
+
+ITERATIONS = 100
+
+
+def masked(value: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """Stands in for F.dropout3d: sample b of any stream loses channels drawn from (b, channels, p)."""
+    if not training:
+        return value
+    return torch.stack([dropped(one, b, p) for b, one in enumerate(value)])
+
+
+def dropped(one: Tensor, b: int, p: float) -> Tensor:
+    draws = torch.rand(len(one), generator=torch.Generator().manual_seed(1000 * b + 10 * len(one) + int(p * 8)))
+    return one * (draws >= p).float().view(-1, 1, 1, 1) / (1 - p)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(F, "dropout3d", masked)
+
+
+def plain_dice(logits: Tensor, label: Tensor, confidence: Tensor, c: float) -> Tensor:
+    """Equation 3 with hard targets: voxels below the threshold are taken out by boolean indexing."""
+    p, inside = logits.softmax(dim=1), confidence >= c
+    losses = []
+    for k in range(1, logits.shape[1]):
+        a, t = p[:, k][inside], (label[inside] == k).float()
+        losses.append(1 - (2 * (a * t).sum() + 1e-5) / ((a * a).sum() + (t * t).sum() + 1e-5))
+    return sum(losses, torch.zeros(())) / len(losses)
+
+
+def guess(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Hard label and confidence of each voxel."""
+    confidence, label = logits.detach().softmax(dim=1).max(dim=1)
+    return label, confidence
+
+
+def pasted(onto: tuple[Tensor, Tensor], from_: tuple[Tensor, Tensor], box: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels and confidences with the partner's inside the box, sample by sample."""
+    out = tuple(part.clone() for part in onto)
+    for target, source in zip(out, from_, strict=True):
+        for b in range(len(box)):
+            target[b][box[b]] = source[b][box[b]]
+    return out[0], out[1]
+
+
+def paste_image(image: Tensor, partner: Tensor, box: Tensor) -> Tensor:
+    image = image.clone()
+    for b in range(len(box)):
+        for channel in range(image.shape[1]):
+            image[b, channel][box[b]] = partner[b, channel][box[b]]
+    return image
+
+
+def perturb(levels: list[Tensor], p: float) -> list[Tensor]:
+    return [torch.stack([dropped(one, b, p) for b, one in enumerate(level)]) for level in levels]
+
+
+def four(net: VNet, cfg: CrossMatchConfig, a: Tensor, b: Tensor) -> list[Tensor]:
+    """The published pass: a and b encoded together; a, b, weak(b) and strong(b) decoded together."""
+    levels = net.encode(torch.cat([a, b]))
+    of_a, of_b = [f[: len(a)] for f in levels], [f[len(a) :] for f in levels]
+    streams = [of_a, of_b, perturb(of_b, 0.5 - cfg.gap / 2), perturb(of_b, 0.5 + cfg.gap / 2)]
+    logits = net.decode([torch.cat([s[k] for s in streams]) for k in range(5)], head_dropout=False)
+    n, m = len(a), len(b)
+    return [logits[:n], logits[n : n + m], logits[n + m : n + 2 * m], logits[n + 2 * m :]]
+
+
+Reference = Callable[[CrossMatch, Batch, int], dict[str, Tensor]]
+
+
+def combine(
+    cfg: CrossMatchConfig,
+    batch: Batch,
+    c: float,
+    weight: float,
+    streams: dict[str, Tensor],
+    mix: dict[str, tuple[Tensor, Tensor]],
+    boxes: tuple[Tensor, Tensor],
+) -> dict[str, Tensor]:
+    """Equations 10 to 12; `mix` has the partners' targets for wn, ww and ws."""
+    targets = {name: guess(streams[name]) for name in ("wn", "ww", "ws")}
+    _, box2 = boxes
+    wn1, wn2 = (pasted(targets["wn"], mix["wn"], box) for box in boxes)
+    kept = (targets["wn"][1] >= c).float().mean()
+    assert 0.05 < kept < 0.95 or c < 0.6, "the mask should matter"
+    l_ip = (plain_dice(streams["s1"], *wn1, c) + plain_dice(streams["s2"], *wn2, c)) / 2
+    l_tkd = (
+        plain_dice(streams["ww"], *targets["wn"], c)
+        + plain_dice(streams["ws"], *targets["wn"], c)
+        + plain_dice(streams["sw"], *wn2, c)
+        + plain_dice(streams["ss"], *wn2, c)
+    ) / 4
+    l_dkd = (
+        plain_dice(streams["sw"], *pasted(targets["ww"], mix["ww"], box2), c)
+        + plain_dice(streams["ss"], *pasted(targets["ws"], mix["ws"], box2), c)
+    ) / 2
+    x = streams["x"]
+    everywhere = torch.ones_like(batch.y, dtype=torch.float32)
+    l_sup = (F.cross_entropy(x, batch.y) + plain_dice(x, batch.y, everywhere, 0.5)) / 2
+    return {
+        "supervised": cfg.scale * l_sup,
+        "image": weight * cfg.ip_weight * l_ip,
+        "teacher": weight * cfg.kd_weight * (1 - cfg.eta) * l_tkd,
+        "assistant": weight * cfg.kd_weight * cfg.eta * l_dkd,
+    }
+
+
+def reversed_targets(streams: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    order = list(range(len(streams["wn"])))[::-1]
+    return {name: guess(streams[name][order]) for name in ("wn", "ww", "ws")}
+
+
+def paper(method: CrossMatch, batch: Batch, step: int) -> dict[str, Tensor]:
+    """Two passes with the teacher among the streams; CutMix partner is the batch reversed."""
+    cfg, net, u, g = method.config, method.student, batch.u, batch.generator
+    assert isinstance(net, VNet)
+    s1, s2 = strong_view(u, g), strong_view(u, g)
+    boxes = cutmix_boxes(len(u), u.shape[2:], g), cutmix_boxes(len(u), u.shape[2:], g)
+    s1, s2 = (paste_image(s, torch.flip(s, [0]), box) for s, box in zip((s1, s2), boxes, strict=True))
+    first, second = four(net, cfg, batch.x, u), four(net, cfg, s1, s2)
+    streams = dict(zip(("x", "wn", "ww", "ws"), first, strict=True))
+    streams |= dict(zip(("s1", "s2", "sw", "ss"), second, strict=True))
+    return combine(cfg, batch, cfg.threshold, cfg.scale, streams, reversed_targets(streams), boxes)
+
+
+def official(method: CrossMatch, batch: Batch, step: int) -> dict[str, Tensor]:
+    """Partners from a third loader, predicted first and without gradient; threshold ramp times ln 2."""
+    cfg, net, g = method.config, method.student, batch.generator
+    assert isinstance(net, VNet)
+    u, partner = batch.u[:2], batch.u[2:]
+    s1, s2 = strong_view(u, g), strong_view(u, g)
+    boxes = cutmix_boxes(2, u.shape[2:], g), cutmix_boxes(2, u.shape[2:], g)
+    p1, p2 = strong_view(partner, g), strong_view(partner, g)
+    s1, s2 = paste_image(s1, p1, boxes[0]), paste_image(s2, p2, boxes[1])
+    with torch.no_grad():
+        mix = {"wn": guess(net(partner))}
+        _, _, weak, strong = four(net, cfg, batch.x, partner)
+        mix |= {"ww": guess(weak), "ws": guess(strong)}
+    first, second = four(net, cfg, batch.x, u), four(net, cfg, s1, s2)
+    streams = dict(zip(("x", "wn", "ww", "ws"), first, strict=True))
+    streams |= dict(zip(("s1", "s2", "sw", "ss"), second, strict=True))
+    c = cfg.threshold
+    if step > 0:
+        c = (c + (1 - c) * math.exp(-5 * (1 - (step - 1) / ITERATIONS) ** 2)) * math.log(2)
+    return combine(cfg, batch, c, cfg.scale, streams, mix, boxes)
+
+
+def fast(method: CrossMatch, batch: Batch, step: int) -> dict[str, Tensor]:
+    """One pass over x, u, s1 and s2; the teacher stands apart: averaged weights, or the student's clean stream."""
+    cfg, net, u, g = method.config, method.student, batch.u, batch.generator
+    assert isinstance(net, VNet)
+    s1, s2 = strong_view(u, g), strong_view(u, g)
+    boxes = cutmix_boxes(len(u), u.shape[2:], g), cutmix_boxes(len(u), u.shape[2:], g)
+    s1, s2 = (paste_image(s, torch.flip(s, [0]), box) for s, box in zip((s1, s2), boxes, strict=True))
+    n, m = len(batch.x), len(u)
+    levels = net.encode(torch.cat([batch.x, u, s1, s2]))
+    at = {"x": slice(0, n), "w": slice(n, n + m), "s1": slice(n + m, n + 2 * m), "s2": slice(n + 2 * m, n + 3 * m)}
+    part = {name: [level[where] for level in levels] for name, where in at.items()}
+    weak, strong = 0.5 - cfg.gap / 2, 0.5 + cfg.gap / 2
+    stack = {"x": part["x"], "s1": part["s1"], "s2": part["s2"]}
+    stack |= {"ww": perturb(part["w"], weak), "ws": perturb(part["w"], strong)}
+    stack |= {"sw": perturb(part["s2"], weak), "ss": perturb(part["s2"], strong)}
+    logits = net.decode([torch.cat([s[k] for s in stack.values()]) for k in range(5)], head_dropout=False)
+    streams, start = {}, 0
+    for name, features in stack.items():
+        streams[name] = logits[start : start + len(features[0])]
+        start += len(features[0])
+    with torch.no_grad():
+        if cfg.teacher == "ema":
+            assert method.average is not None
+            streams["wn"] = method.average.network.eval()(u)
+        else:
+            streams["wn"] = net.decode(part["w"], head_dropout=False)
+    length = cfg.ramp_up * ITERATIONS
+    ramp = math.exp(-5 * (1 - min(1, step / length)) ** 2) if length else 1.0
+    weight = cfg.scale * ramp
+    return combine(cfg, batch, cfg.threshold, weight, streams, reversed_targets(streams), boxes)
+
+
+def build(config: CrossMatchConfig, classes: int) -> CrossMatch:
+    method = CrossMatch(confident_vnet(classes), config, ITERATIONS).train()
+    if method.average is not None:
+        torch.manual_seed(5)
+        with torch.no_grad():  # a teacher that is not the student
+            for parameter in method.average.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+            for _ in range(30):  # batch-norm statistics of its own
+                method.average.network.train()(torch.randn(4, 1, 16, 16, 16))
+            method.average.network.eval()
+    return method
+
+
+CASES = [
+    ("paper", paper, {}, 10),
+    ("paper", paper, {"gap": 0.0, "eta": 0.1}, 10),
+    ("official", official, {}, 0),
+    ("official", official, {}, 1),
+    ("official", official, {}, 60),
+    ("fast", fast, {}, 10),
+    ("fast", fast, {"ramp_up": 0.0, "ip_weight": 0.7}, 0),
+    ("fast", fast, {"teacher": "apart", "ema": 0.0}, 70),
+]
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize(("name", "reference", "changes", "step"), CASES)
+def test_same_losses_and_gradients(
+    name: str, reference: Reference, changes: dict[str, object], step: int, classes: int
+) -> None:
+    config = replace(preset(name), **changes)  # type: ignore[arg-type]
+    method = build(config, classes)
+    other = copy.deepcopy(method)
+    seed = next(s for s in range(100) if both_boxes(config, classes, s))
+    found = method.losses(make_batch(config, classes, seed), step)
+    expected = reference(other, make_batch(config, classes, seed), step)
+    assert found.keys() == expected.keys()
+    for loss in found:
+        assert found[loss].item() == pytest.approx(expected[loss].item(), rel=1e-5, abs=1e-6), loss
+        assert found[loss].item() > 1e-5, loss
+    for losses in (found, expected):
+        torch.autograd.backward(torch.stack(list(losses.values())).sum())
+    for (where, mine), theirs in zip(method.student.named_parameters(), other.student.parameters(), strict=True):
+        assert mine.grad is not None
+        assert theirs.grad is not None
+        torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-5, rtol=1e-3, msg=where)
+    for mine, theirs in zip(method.buffers(), other.buffers(), strict=True):  # the same passes, in the same order
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+
+
+def both_boxes(config: CrossMatchConfig, classes: int, seed: int) -> bool:
+    """Whether this seed draws a CutMix box for a sample in both strong views."""
+    batch = make_batch(config, classes, seed)
+    u, g = batch.u[: len(batch.u) - config.mix_batch], batch.generator
+    strong_view(u, g), strong_view(u, g)
+    return all(bool(cutmix_boxes(len(u), u.shape[2:], g).any()) for _ in range(2))

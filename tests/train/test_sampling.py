@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+from tiny import sample
+
+from seg.train.sampling import Crops, Sample, draw
+
+MANY = [sample((20, 24, 18), name, foreground=900) for name in ("a", "bb", "ccc")]
+
+
+def same(a: Crops, b: Crops) -> bool:
+    assert a.label is not None
+    assert b.label is not None
+    return np.array_equal(a.image, b.image) and np.array_equal(a.label, b.label) and a.ids == b.ids
+
+
+def test_a_step_does_not_depend_on_what_came_before() -> None:
+    options = dict(seed=3, stream=0, foreground=0.5, flips=(0, 1, 2), rotate=True)
+    direct = draw(MANY, 4, (16, 16, 16), step=7, **options)  # type: ignore[arg-type]
+    for step in range(7):
+        draw(MANY, 5, (16, 16, 16), step=step, **options)  # type: ignore[arg-type]
+    np.random.default_rng().random()
+    assert same(direct, draw(MANY, 4, (16, 16, 16), step=7, **options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("changed", [{"seed": 4}, {"step": 8}, {"stream": 1}])
+def test_seed_step_and_stream_matter(changed: dict[str, int]) -> None:
+    base = dict(seed=3, step=7, stream=0)
+    assert not same(draw(MANY, 4, (8, 8, 8), **base), draw(MANY, 4, (8, 8, 8), **{**base, **changed}))
+
+
+def test_a_sample_does_not_depend_on_the_batch() -> None:
+    few, many = (draw(MANY, count, (8, 8, 8), seed=0, step=0, stream=0) for count in (2, 5))
+    assert np.array_equal(few.image, many.image[:2])
+
+
+def test_crop_is_a_part_of_the_volume() -> None:
+    whole = MANY[0].image[0]
+    windows = np.lib.stride_tricks.sliding_window_view(whole, (6, 8, 10))
+    for step in range(5):
+        crop = draw(MANY[:1], 1, (6, 8, 10), seed=0, step=step, stream=0).image[0, 0]
+        assert (windows == crop).all(axis=(3, 4, 5)).any()
+
+
+def test_every_place_is_reached() -> None:
+    line = Sample("line", np.arange(5, dtype=np.float32).reshape(1, 5, 1, 1), None)
+    seen = {float(draw([line], 1, (3, 1, 1), seed=0, step=s, stream=0).image[0, 0, 0, 0, 0]) for s in range(60)}
+    assert seen == {0.0, 1.0, 2.0}
+
+
+def test_small_volumes_are_padded_with_zero() -> None:
+    small = Sample("s", np.ones((2, 5, 30, 7), np.float32), np.ones((5, 30, 7), np.uint8))
+    places = set()
+    for step in range(30):
+        crops = draw([small], 1, (8, 16, 8), seed=0, step=step, stream=0)
+        assert crops.image.shape == (1, 2, 8, 16, 8)
+        assert crops.label is not None
+        assert crops.label.sum() == 5 * 16 * 7
+        assert np.array_equal(crops.image[0, 1], crops.label[0])
+        places.add(tuple(np.argwhere(crops.label[0])[0]))
+    assert len(places) == 4 * 2  # anywhere inside the window
+
+
+def test_foreground_is_always_inside_when_asked() -> None:
+    rare = sample((40, 40, 40), foreground=1)
+    hits = dict.fromkeys((0.0, 1.0), 0)
+    for p in hits:
+        for step in range(40):
+            crops = draw([rare], 1, (8, 8, 8), seed=1, step=step, stream=0, foreground=p)
+            assert crops.label is not None
+            hits[p] += bool(crops.label.any())
+    assert hits[1.0] == 40
+    assert hits[0.0] < 10
+
+
+def test_foreground_is_not_always_in_the_centre() -> None:
+    rare = sample((40, 40, 40), foreground=1)
+    places = set()
+    for step in range(40):
+        label = draw([rare], 1, (8, 8, 8), seed=1, step=step, stream=0, foreground=1.0).label
+        assert label is not None
+        places.add(tuple(np.argwhere(label[0])[0]))
+    assert len(places) > 20
+
+
+def test_no_foreground_is_no_error() -> None:
+    crops = draw([sample((9, 9, 9), foreground=0)], 2, (8, 8, 8), seed=0, step=0, stream=0, foreground=1.0)
+    assert not crops.image.any()
+
+
+def test_labels_follow_the_image() -> None:
+    seen = set()
+    for step in range(40):
+        crops = draw(MANY, 3, (12, 12, 8), seed=0, step=step, stream=0, foreground=0.5, flips=(0, 1, 2), rotate=True)
+        assert crops.label is not None
+        assert np.array_equal(crops.image[:, 0], crops.label)
+        seen.add(crops.ids)
+    assert len(seen) > 5
+
+
+def test_flips_and_turns_are_all_used() -> None:
+    cube = sample((4, 4, 4), foreground=30)
+    assert cube.label is not None
+    turned = {np.rot90(cube.label, k, axes=(0, 1)).tobytes() for k in range(4)}
+    assert {c.tobytes() for c in labels(cube, rotate=True)} == turned
+    flipped = {np.flip(cube.label, axes).tobytes() for axes in [(), (0,), (2,), (0, 2)]}
+    assert {c.tobytes() for c in labels(cube, flips=(0, 2))} == flipped
+
+
+def labels(one: Sample, **options: object) -> list[np.ndarray]:
+    found = (draw([one], 1, (4, 4, 4), seed=0, step=s, stream=0, **options).label for s in range(60))  # type: ignore[arg-type]
+    return [label[0] for label in found if label is not None]
+
+
+def test_unlabelled_samples_have_no_label() -> None:
+    crops = draw([sample((9, 9, 9), labelled=False)], 2, (8, 8, 8), seed=0, step=0, stream=1)
+    assert crops.label is None
+    assert crops.image.dtype == np.float32
