@@ -54,7 +54,10 @@ class Golden:
         split, size = 2 * math.prod(shape[:5]), 2 * math.prod(shape[:5]) + 4 * math.prod(shape[5:])
         if len(shape) != 10 or min(shape) < 1 or size > 1 << 26:
             raise ValueError(f"golden pair has shape {shape}")
-        data = zlib.decompressobj().decompress(base64.b85decode(body), size)
+        try:
+            data = zlib.decompressobj().decompress(base64.b85decode(body), size)
+        except zlib.error as error:
+            raise ValueError(f"golden pair is damaged ({error})") from error
         x, logits = np.frombuffer(data[:split], "<f2"), np.frombuffer(data[split:], "<f4")
         return cls(x.reshape(shape[:5]), logits.reshape(shape[5:]))
 
@@ -105,12 +108,20 @@ def shipped_models() -> list[str]:
 
 
 def load(path: str) -> Artifact:
-    """Read and check an artifact.
+    """Read and check an artifact: an ONNX file, or a TensorRT plan or torch program that this tool built.
 
     Raises
     ------
     SegError : E-MODEL-FORMAT when it is not one of ours, E-MODEL-TAMPERED when the graph is not the one the spec names.
     """
+    if path.endswith((".engine", ".plan")):
+        from .backends.engine_file import load_engine
+
+        return load_engine(path)
+    if path.endswith(".pt2"):
+        from .backends.torch_ import load_pt2
+
+        return load_pt2(path)
     try:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size == 0:

@@ -4,22 +4,23 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from .artifact import Artifact, load, resolve
 from .backends import Backend, engine_for, open_backend
+from .compute import ComputeOptions, blends_features, plan_header
 from .console import say
 from .display import Display
 from .errors import Exit, SegError, printable
 from .inputs import Batch, Job, plan_jobs, plan_previews, plan_sides
 from .manifest import Finished, Manifest
 from .pipeline import Extras, ReadOptions, process
-from .predict import TilingOptions
+from .plan import PROTOCOLS, TilingOptions
 from .report import Report, write_statistics
 from .result import Result
 
-__all__ = ["ReadOptions", "Request", "TilingOptions", "run"]
+__all__ = ["PROTOCOLS", "ComputeOptions", "ReadOptions", "Request", "TilingOptions", "run"]
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,14 @@ class Request:
     lists: list[str] = field(default_factory=list)
     model: str | None = None
     device: str = "auto"
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"
-    threads: int = 0
-    tiling: TilingOptions = field(default_factory=TilingOptions)
+    computing: ComputeOptions = field(default_factory=ComputeOptions)
     reading: ReadOptions = field(default_factory=ReadOptions)
     statistics: str | None = None
     preview: str | None = None
     report: str | None = None
     overwrite: bool = False
     resume: bool = False
+    dry_run: bool = False
     quiet: bool = False
     debug: bool = False
 
@@ -47,7 +47,10 @@ class Request:
         """The options that can change a mask's voxels: `resume` trusts a mask only under equal ones."""
         reading = asdict(self.reading)
         del reading["max_voxels"]  # it refuses a scan or changes nothing
-        return {"device": self.device, "precision": self.precision, **asdict(self.tiling), **reading}
+        computing = asdict(self.computing)
+        for name in ("threads", "max_memory"):  # they change the last bits of sums at most
+            del computing[name]
+        return {"device": self.device, **computing, **reading}
 
 
 def run(request: Request) -> int:
@@ -80,6 +83,8 @@ def _run(request: Request, report: Report) -> int:
     report.spec = artifact.spec
     if request.model is None and not request.quiet:
         say(f"model: {artifact.spec.name} (choose another with -m; seg-infer --models lists them)")
+    if request.dry_run:
+        return _dry_run(batch, artifact, request)
     manifest = Manifest(batch.folder, artifact.spec, request.mask_options()) if batch.folder is not None else None
     results = report.results = _finished(batch, manifest, previews, request.quiet) if request.resume else {}
     todo = [job for job in batch.jobs if job.mask not in results]
@@ -94,7 +99,7 @@ def _run(request: Request, report: Report) -> int:
         if todo:
             with (
                 _loading(artifact, request) as backend,
-                closing(process(todo, artifact, backend, request.tiling, extras, request.reading)) as done,
+                closing(process(todo, artifact, backend, request.computing, extras, request.reading)) as done,
             ):
                 for result in done:
                     results[result.job.mask] = result
@@ -104,6 +109,26 @@ def _run(request: Request, report: Report) -> int:
     if request.statistics is not None:
         write_statistics(request.statistics, artifact.spec, ordered)
     return _status(ordered)
+
+
+def _dry_run(batch: Batch, artifact: Artifact, request: Request) -> int:
+    """Print the plan of every scan, from its header; nothing is loaded, computed or written."""
+    from .nifti import inspect
+
+    results = []
+    for job in batch.jobs:
+        result = Result(job)
+        try:
+            header = inspect(job.scan, prefer=request.reading.prefer)
+            if request.reading.volume is not None:
+                header = replace(header, channels=1)
+            plan = plan_header(header, artifact, request.computing, at_a_time=min(3, len(batch.jobs)))
+            result.plan = plan.as_dict()
+            print(f"{printable(job.scan)}: {plan.describe()}")
+        except SegError as error:
+            say(f"seg-infer: error {result.fail(error).error}")
+        results.append(result)
+    return _status(results)
 
 
 def _plan(request: Request) -> Batch:
@@ -137,7 +162,8 @@ def _loading(artifact: Artifact, request: Request) -> Iterator["Future[Backend]"
     """The network, loading in a thread of its own; after an exception nobody waits for it."""
     engine = engine_for(artifact.path, request.device)
     pool = ThreadPoolExecutor(1, "load")
-    options = {"precision": request.precision, "threads": request.threads}
+    output = "features" if blends_features(artifact, request.computing) else "logits"
+    options = {"precision": request.computing.precision, "threads": request.computing.threads, "output": output}
     try:
         yield pool.submit(open_backend, engine, artifact.path, request.device, **options)
     except BaseException:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import module_of
+
 Array = NDArray[np.float32]
 CHUNK = 1 << 22  # scores computed at a time when a head is applied: 16 MB
 
@@ -53,11 +55,13 @@ def classes_of(scores: Array, head: Head | None = None) -> NDArray[np.unsignedin
     if head is None:
         return _largest(scores)
     count = len(head.bias)
-    out = np.empty(scores.shape[1:], np.uint8 if count <= 256 else np.uint16)
+    xp = module_of(scores)
+    weight, bias = xp.asarray(head.weight), xp.asarray(head.bias)
+    out: NDArray[np.unsignedinteger] = xp.empty(scores.shape[1:], np.uint8 if count <= 256 else np.uint16)
     rows = max(1, CHUNK // (count * scores.shape[2]))
     for first in range(0, scores.shape[1], rows):
         part = scores[:, first : first + rows]
-        logits = head.weight @ part.reshape(len(part), -1) + head.bias[:, None]
+        logits = weight @ part.reshape(len(part), -1) + bias[:, None]
         out[first : first + rows] = _largest(logits.reshape(count, *part.shape[1:]))
     return out
 
@@ -67,11 +71,12 @@ def _largest(scores: Array) -> NDArray[np.unsignedinteger]:
     if len(scores) == 1:
         positive: NDArray[np.uint8] = (scores[0] > 0).view(np.uint8)
         return positive
+    xp = module_of(scores)
     best = scores[0].copy()
-    winner = np.zeros(best.shape, np.uint8 if len(scores) <= 256 else np.uint16)
+    winner: NDArray[np.unsignedinteger] = xp.zeros(best.shape, np.uint8 if len(scores) <= 256 else np.uint16)
     for k, score in enumerate(scores[1:], start=1):
-        np.putmask(winner, score > best, k)
-        np.maximum(best, score, out=best)
+        xp.putmask(winner, score > best, k)
+        xp.maximum(best, score, out=best)
     return winner
 
 
@@ -79,11 +84,13 @@ def probabilities_of(scores: Array, head: Head | None = None, *, blended: bool =
     """(S, A, B) scores -> (K, A, B) softmax probabilities; `blended`: the scores are probabilities already."""
     if len(scores) == 1 and head is None:
         p = scores + np.float32(0.5) if blended else 1.0 / (1.0 + np.exp(-scores))
-        return np.concatenate([1.0 - p, p])
+        both: Array = module_of(p).concatenate([1.0 - p, p])
+        return both
     if blended:
         return scores
     if head is not None:
-        flat = head.weight @ scores.reshape(len(scores), -1) + head.bias[:, None]
+        xp = module_of(scores)
+        flat = xp.asarray(head.weight) @ scores.reshape(len(scores), -1) + xp.asarray(head.bias)[:, None]
         scores = flat.reshape(len(head.bias), *scores.shape[1:])
     raised: Array = np.exp(scores - scores.max(axis=0))
     raised /= raised.sum(axis=0)

@@ -19,6 +19,21 @@ def _window(text: str | None) -> Any:
     return tuple(int(part) for part in parts)
 
 
+def _memory(text: str | None) -> int | None:
+    """ "4G", "500M" or bytes -> bytes."""
+    if text is None:
+        return None
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+    number, unit = (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 1)
+    try:
+        size = int(float(number) * unit)
+    except ValueError:
+        size = 0
+    if size <= 0:
+        raise typer.BadParameter(f"--max-memory {text!r} is not a size like 4G or 500M")
+    return size
+
+
 def _print_models(value: bool) -> None:
     if value:
         with guarded("seg-infer"):
@@ -55,9 +70,16 @@ def seg_infer(
     model: Annotated[str | None, typer.Option("-m", "--model", help="Name from --models, or an .onnx file.  [default: left-atrium]", show_default=False)] = None,
     device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu or cuda:N.")] = "auto",
     precision: Annotated[Literal["fp32", "bf16", "auto"], typer.Option(help="auto: bf16 where the CPU multiplies it fast.")] = "fp32",
+    max_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Bound on the process, like 4G. Default: what is free.")] = None,
     threads: Annotated[int, typer.Option(min=0, help="0: all that this process may use.")] = 0,
     window: Annotated[str | None, typer.Option(metavar="X,Y,Z", help="Tile in voxels of the network grid. Default: the whole scan where it fits.")] = None,
     overlap: Annotated[float | None, typer.Option(min=0.0, max=0.95, help="Share of a tile that its neighbour covers too.")] = None,
+    step_size: Annotated[float | None, typer.Option(min=0.05, max=1.0, metavar="F", help="The same, as nnU-Net says it: 1 - overlap.")] = None,
+    protocol: Annotated[Literal["crossmatch"] | None, typer.Option(help="The papers' windows: 112x112x80, stride 18/18/4, uniform weights, probabilities averaged.")] = None,
+    tta: Annotated[bool, typer.Option("--tta", help="Average over the eight mirrorings: eight times the time.")] = False,
+    largest_component: Annotated[bool, typer.Option("--largest-component", help="Keep the largest connected part of each class.")] = False,
+    save_probabilities: Annotated[bool, typer.Option("--save-probabilities", help="Write each class's probability beside the mask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan of each scan (windows, seconds, memory) and stop.")] = False,
     statistics: Annotated[str | None, typer.Option(metavar="FILE.json", help="Write volumes per class.")] = None,
     preview: Annotated[str | None, typer.Option(metavar="FILE.png", help="Write a picture of the mask; a folder for several scans.")] = None,
     report: Annotated[str | None, typer.Option(metavar="FILE.json", help="Write what was done, with which versions, and every error.")] = None,
@@ -75,12 +97,17 @@ def seg_infer(
     version: version_option = False,
 ) -> None:  # fmt: skip
     """Segment 3D scans. Each mask lies on its scan's exact grid."""
-    tile = _window(window)
+    if sum(x is not None for x in (overlap, step_size)) > 1 or (protocol and (window or overlap or step_size)):
+        raise typer.BadParameter("--overlap, --step-size and --protocol exclude each other")
+    tile, memory = _window(window), _memory(max_memory)
+    overlap = overlap if step_size is None else 1.0 - step_size
     words = [*(scans or ()), *(inputs or ())]
     if not words and not lists:
         raise typer.BadParameter("no scans: give files, folders, patterns or --list FILE")
     with guarded("seg-infer", debug):
-        from .batch import ReadOptions, Request, TilingOptions, run
+        from .batch import PROTOCOLS, ComputeOptions, ReadOptions, Request, TilingOptions, run
+
+        tiling = PROTOCOLS[protocol] if protocol else TilingOptions(tile, overlap)
 
         request = Request(
             words,
@@ -88,15 +115,14 @@ def seg_infer(
             lists or [],
             model=model,
             device=device,
-            precision=precision,
-            threads=threads,
-            tiling=TilingOptions(tile, overlap),
+            computing=ComputeOptions(tiling, precision, threads, memory, tta, largest_component, save_probabilities),
             reading=ReadOptions(max_voxels, nonfinite, volume, prefer),
             statistics=statistics,
             preview=preview,
             report=report,
             overwrite=overwrite,
             resume=resume,
+            dry_run=dry_run,
             quiet=quiet,
             debug=debug,
         )

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .errors import Exit, SegError
-from .nifti import check_output
+from .nifti_write import check_output
 
 SUFFIXES = (".nii.gz", ".nii")
 PAIR_SUFFIXES = (".hdr.gz", ".hdr")
@@ -28,6 +28,12 @@ class Job:
     def name(self) -> str:
         """Mask file name without suffix; no two jobs of a folder share it."""
         return stem(self.mask)
+
+    @property
+    def probabilities(self) -> str:
+        """Where --save-probabilities goes: beside the mask."""
+        suffix = self.mask[len(self.mask) - len(os.path.basename(self.mask)) + len(self.name) :]
+        return self.mask[: len(self.mask) - len(suffix)] + "_probabilities" + suffix
 
 
 @dataclass(frozen=True)

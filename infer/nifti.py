@@ -1,28 +1,20 @@
-"""NIfTI in and out: a scan is read whole or refused, a mask is written on the scan's exact grid.
+"""NIfTI in: a scan is read whole or refused.
 
 A read fails on anything that could end in a wrong mask: damage (the gzip checksum is always verified), contradictions
 in the header, voxels that are not numbers. What is accepted although it is odd is listed in the header's notes.
 """
 
 import os
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from .atomic import atomic_file, refuse_existing
 from .errors import Exit, SegError
 from .nifti_header import NiftiHeader, read_header
 from .nifti_stream import open_stream
 from .nifti_voxels import check_values, load_voxels
 from .volume import Volume
 
-__all__ = ["NiftiHeader", "Scan", "check_output", "inspect", "parts", "read", "write_mask"]
-
-_SLAB = 1 << 22  # mask voxels compressed at a time
-_GZIP_LEVEL = 1  # isal's levels 1 to 3 differ little on masks, level 1 is the fastest
+__all__ = ["NiftiHeader", "Scan", "inspect", "parts", "read"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,112 +100,6 @@ def read(
     voxels = flat.reshape((count, z, y, x)).transpose(0, 3, 2, 1)  # x varies fastest in the file
     header = replace(header, notes=header.notes + tuple(notes))
     return Scan(header, Volume(voxels, header.affine, header.slope, header.intercept))
-
-
-def write_mask(path: str, mask: NDArray[np.generic], like: NiftiHeader, *, overwrite: bool = False) -> None:
-    """Write a mask on the exact grid of a scan, whole or not at all.
-
-    Shape, sform, qform, their codes, pixdim and xyzt_units are the scan's own bytes, as are byte order and NIfTI
-    version; nothing descriptive is copied, so no name can travel along. The same mask gives the same bytes.
-
-    Parameters
-    ----------
-    path : target ending in .nii or .nii.gz.
-    mask : (X, Y, Z) uint8 or uint16 label values in the scan's own axis order.
-    like : header of the scan.
-    overwrite : replace an existing file.
-
-    Raises
-    ------
-    ValueError
-        If the mask's shape or dtype is wrong.
-    SegError
-        An E-OUT code: exit 2 for the suffix, else 30.
-    """
-    if mask.shape != like.shape or mask.dtype not in (np.uint8, np.uint16):
-        raise ValueError(f"mask must be uint8 or uint16 {like.shape}, found {mask.dtype} {mask.shape}")
-    compress = _suffix(path) == ".nii.gz"
-    with atomic_file(path, overwrite=overwrite) as file:
-        if not compress:
-            file.writelines(_mask_bytes(mask, like))
-            return
-        from isal import isal_zlib
-
-        # Unlike a gzip file object, a bare stream stores no file name and no time.
-        deflate = isal_zlib.compressobj(_GZIP_LEVEL, isal_zlib.DEFLATED, 31)
-        file.writelines(deflate.compress(piece) for piece in _mask_bytes(mask, like))
-        file.write(deflate.flush())
-
-
-def check_output(path: str, inputs: Iterable[str], overwrite: bool) -> None:
-    """Refuse an output that could not be written, or must not be, before any time is spent on inference.
-
-    Parameters
-    ----------
-    path : output as the user typed it.
-    inputs : files that must not be replaced.
-    overwrite : whether an existing file or link may be replaced.
-
-    Raises
-    ------
-    SegError
-        E-OUT-SUFFIX (exit 2), E-OUT-DIR, E-OUT-SAME, E-OUT-EXISTS or E-OUT-KIND (exit 30).
-    """
-    _suffix(path)
-    folder = os.path.dirname(path) or os.curdir
-    if not os.path.isdir(folder):
-        found = "its folder is a file" if os.path.exists(folder) else "its folder does not exist"
-        raise SegError("E-OUT-DIR", Exit.OUTPUT, path, found, "create the folder, or choose another path")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        fix = "change its permissions, or choose another path"
-        raise SegError("E-OUT-DIR", Exit.OUTPUT, path, "its folder cannot be written to", fix)
-    for source in inputs:
-        if _same_file(path, source):
-            fix = "choose another output, inputs are never replaced"
-            raise SegError("E-OUT-SAME", Exit.OUTPUT, path, "is the input itself", fix)
-    refuse_existing(path, overwrite)
-
-
-def _same_file(path: str, source: str) -> bool:
-    """Whether both names lead to one file (device and inode), through links of either kind."""
-    try:
-        return os.path.samefile(path, source)
-    except (OSError, ValueError):  # one of them is not there
-        return False
-
-
-def _suffix(path: str) -> str:
-    name = os.path.basename(path).lower()
-    for suffix in (".nii.gz", ".nii"):
-        if name.endswith(suffix) and name != suffix:
-            return suffix
-    fix = "name the output like mask.nii.gz"
-    raise SegError("E-OUT-SUFFIX", Exit.USAGE, path, "is no NIfTI file name", fix, "a name ending in .nii or .nii.gz")
-
-
-def _mask_bytes(mask: NDArray[np.generic], like: NiftiHeader) -> Iterator[bytes]:
-    """The file's content: header, an empty extension flag, voxels with x fastest, some slices at a time."""
-    yield _mask_header(like, mask.dtype).binaryblock + bytes(4)
-    stored = mask.dtype.newbyteorder(like.raw.endianness)
-    step = max(1, _SLAB // (mask.shape[0] * mask.shape[1]))
-    for z in range(0, mask.shape[2], step):
-        yield mask[:, :, z : z + step].astype(stored, copy=False).tobytes(order="F")
-
-
-def _mask_header(like: NiftiHeader, dtype: np.dtype[np.generic]) -> Any:
-    """A fresh header with the scan's placement and nothing else of it."""
-    raw = like.raw
-    header = type(raw)(endianness=raw.endianness)
-    placement = ("pixdim", "xyzt_units", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z")
-    quaternion = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
-    for name in placement + quaternion:
-        header[name] = raw[name]
-    axes = min(3, int(raw["dim"][0]))
-    header["dim"] = [axes, *like.shape, 1, 1, 1, 1]
-    header["datatype"], header["bitpix"] = (2, 8) if dtype == np.uint8 else (512, 16)
-    header["vox_offset"] = 352 if like.version == 1 else 544
-    header["scl_slope"], header["scl_inter"] = 1, 0
-    return header
 
 
 def _choose_volumes(header: NiftiHeader, volume: int | None, channels: int) -> tuple[int, int]:

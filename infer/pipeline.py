@@ -12,16 +12,13 @@ from dataclasses import dataclass, field
 from threading import Event
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .artifact import Artifact
 from .backends import Backend
-from .errors import Exit, SegError
+from .compute import Computed, ComputeOptions, compute
 from .inputs import Job
 from .manifest import FileState, Manifest, scan_state, stamp
-from .nifti import Scan, parts, read, write_mask
-from .predict import TilingOptions, segment
+from .nifti import Scan, parts, read
+from .nifti_write import write_mask, write_probabilities
 from .result import Result
 
 
@@ -86,7 +83,7 @@ def process(
     jobs: Sequence[Job],
     artifact: Artifact,
     backend: "Future[Backend]",
-    options: TilingOptions,
+    options: ComputeOptions,
     extras: Extras,
     reading: ReadOptions,
 ) -> Generator[Result, None, None]:
@@ -112,10 +109,11 @@ def process(
             if failure is None:
                 scan = _take(current.result(), result)
                 engine = _await_network(backend, result)
-                computed = threads.computer.submit(_compute, scan, artifact, engine, options, result)
-                if (failure := computed.exception()) is None:
-                    mask = computed.result()
-                    write = threads.writer.submit(_write, scan, mask, artifact, extras, result, threads.stopping)
+                at_a_time = min(3, len(jobs))  # the next one is being read, the last one's mask written
+                work = threads.computer.submit(_compute, scan, artifact, engine, options, result, at_a_time)
+                if (failure := work.exception()) is None:
+                    done = work.result()
+                    write = threads.writer.submit(_write, scan, done, artifact, extras, result, threads.stopping)
             if failure is not None:
                 write = _done(result.fail(failure))
             if written is not None:
@@ -164,22 +162,18 @@ def _await_network(backend: "Future[Backend]", result: Result) -> Backend:
 
 
 def _compute(
-    scan: Scan, artifact: Artifact, engine: Backend, options: TilingOptions, result: Result
-) -> NDArray[np.unsignedinteger]:
+    scan: Scan, artifact: Artifact, engine: Backend, options: ComputeOptions, result: Result, at_a_time: int
+) -> Computed:
     began = time.perf_counter()
-    found, takes = len(scan.volume.voxels), artifact.spec.channels
-    if found != len(takes):
-        fix = "choose the model made for this kind of scan"
-        expected = f"{len(takes)}: {', '.join(takes)}"
-        raise SegError("E-CHANNELS", Exit.INPUT_REFUSED, result.job.scan, f"{found} channels", fix, expected)
-    mask = segment(scan.volume, artifact.spec, engine, options)
+    done = compute(scan, artifact, engine, options, at_a_time=at_a_time)
+    result.plan = done.plan.as_dict()
     result.seconds["segment"] = time.perf_counter() - began
-    return mask
+    return done
 
 
 def _write(
     scan: Scan,
-    mask: NDArray[np.unsignedinteger],
+    done: Computed,
     artifact: Artifact,
     extras: Extras,
     result: Result,
@@ -187,7 +181,7 @@ def _write(
 ) -> Result:
     began = time.perf_counter()
     try:
-        _outputs(scan, mask, artifact, extras, result, stopping)
+        _outputs(scan, done, artifact, extras, result, stopping)
     except Exception as error:
         result.fail(error)
     result.seconds["write"] = time.perf_counter() - began
@@ -196,14 +190,14 @@ def _write(
 
 def _outputs(
     scan: Scan,
-    mask: NDArray[np.unsignedinteger],
+    done: Computed,
     artifact: Artifact,
     extras: Extras,
     result: Result,
     stopping: Event,
 ) -> None:
     """The mask comes last but for its record: a picture without a mask misleads nobody, and nothing is half done."""
-    spec, job = artifact.spec, result.job
+    spec, job, mask = artifact.spec, result.job, done.labels
     if extras.statistics or extras.manifest is not None:
         from .statistics import mask_statistics
 
@@ -214,6 +208,8 @@ def _outputs(
         preview_png(scan.volume, mask, spec.labels, picture, label_values=spec.label_values)
     if stopping.is_set():
         return  # nobody waits for this result
+    if done.probabilities is not None:
+        write_probabilities(job.probabilities, done.probabilities, scan.header, overwrite=extras.overwrite)
     write_mask(job.mask, mask, scan.header, overwrite=extras.overwrite)
     if extras.manifest is not None and result.scan is not None:
         result.mask = extras.manifest.add(job, result.scan, result.statistics or {})

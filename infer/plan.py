@@ -99,6 +99,7 @@ def plan_scan(
     memory_bytes: int,
     scan_bytes: int,
     channels_out: int,
+    features: bool = False,
     precision: str = "fp32",
     threads: int = 1,
 ) -> Plan:
@@ -109,20 +110,20 @@ def plan_scan(
     shape, affine : of the scan, voxels and voxel -> mm (RAS).
     memory_bytes : what the process may use in all.
     scan_bytes : stored voxels in memory.
-    channels_out : planes the network returns per voxel (classes, or features with a linear head).
+    channels_out : planes the network returns per voxel: classes, or with `features` the inputs of its linear head.
 
     Raises
     ------
     SegError : E-LIMIT-MEMORY when even the smallest tile does not fit.
     """
     grids = Grids.of(shape, affine, spec)
-    classes = 1 if channels_out == 2 else channels_out
+    planes = 1 if channels_out == 2 and not features else channels_out
 
     def peak(tiling: Tiling) -> int:
         tile, slab = int(np.prod(tiling.window)), tile_share(tiling)
-        ring = 0 if tiling.windows == 1 else slab * classes * 4
+        ring = 0 if tiling.windows == 1 else slab * planes * 4
         labels = int(np.prod(shape)) * (1 if max(spec.label_values) < 256 else 2)
-        layer = 4 * classes * 4 * int(np.prod(grids.scan)) // grids.scan[tiling.axis]
+        layer = 4 * planes * 4 * int(np.prod(grids.scan)) // grids.scan[tiling.axis]
         activations = (spec.cost.bytes + 4 * (channels_out + 1)) * tile
         inputs = 4 * len(spec.channels) * (slab + tile)
         return int(BASE_BYTES + scan_bytes + labels + layer + SLACK * (inputs + ring + activations))

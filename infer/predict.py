@@ -7,7 +7,8 @@ from itertools import chain, product, repeat
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import Backend
+from .arrays import module_of
+from .backends import Backend, current_device, on_device
 from .classes import Head
 from .errors import Exit, SegError
 from .plan import TilingOptions, choose_tiling
@@ -57,18 +58,20 @@ def segment(
     tiling = tiling or choose_tiling(grids.network, spec, options)
     if tiling.windows == 1:  # any axis will do: take the one that reads the scan in order
         tiling = replace(tiling, stream_axis=slow_axis(volume, grids))
-    run = _mirrored(backend.run) if flips else backend.run
-    padded = _padded(forward_planes(volume, spec, grids, tiling.axis), grids, tiling)
+    xp, run = on_device(backend)
+    run = _mirrored(run) if flips else run
+    padded = map(xp.asarray, _padded(forward_planes(volume, spec, grids, tiling.axis), grids, tiling))
     scores = _cropped(stream(padded, tiling, run, batch, two_class=head is None), grids, tiling)
-    return restore(
-        scores,
-        tiling.axis,
-        grids,
-        spec.label_values,
-        head=head,
-        probabilities=probabilities,
-        blended=tiling.blend == "probability",
-    )
+    with current_device(backend):
+        return restore(
+            scores,
+            tiling.axis,
+            grids,
+            spec.label_values,
+            head=head,
+            probabilities=probabilities,
+            blended=tiling.blend == "probability",
+        )
 
 
 def _margins(grids: Grids, tiling: Tiling) -> list[tuple[int, int]]:
@@ -120,9 +123,10 @@ def _mirrored(run: Callable[[Array], Array]) -> Callable[[Array], Array]:
     mirrorings = [tuple(a for a, on in zip((2, 3, 4), bits, strict=True) if on) for bits in product((0, 1), repeat=3)]
 
     def averaged(x: Array) -> Array:
-        total: Array = np.array(run(x), np.float32)
+        xp = module_of(x)
+        total: Array = xp.array(run(x), np.float32)
         for axes in mirrorings[1:]:
-            total += np.flip(run(np.ascontiguousarray(np.flip(x, axes))), axes)
+            total += xp.flip(run(xp.ascontiguousarray(xp.flip(x, axes))), axes)
         total /= len(mirrorings)
         return total
 

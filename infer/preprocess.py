@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import to_host
 from .classes import Head, classes_of, probabilities_of
 from .resample import linear_taps, resample_plane, resampled_extent
 from .spec import ModelSpec, Normalisation
@@ -176,10 +177,10 @@ def restore(
     maps = [np.moveaxis(grids.turn.apply(channel), axis, 0) for channel in channels]
     for row, plane in enumerate(_resampled(iter(planes), len(view), grids.network[axis])):
         scores = resample_plane(plane, view.shape[1:])
-        classes = classes_of(scores, head)
+        classes = to_host(classes_of(scores, head))
         view[row] = classes if plain else table[classes]
         if maps:
-            found = probabilities_of(scores, head, blended=blended)
+            found = to_host(probabilities_of(scores, head, blended=blended))
             for target, p in zip(maps, found[1:], strict=True):
                 target[row] = np.rint(p * 255)
     return labels

@@ -33,7 +33,6 @@ class Report:
     ----------
     options : the arguments.
     spec : the model's, once it is read.
-    plan : how scans are cut into tiles, once known.
     results : mask path -> result of the scans that came to an end.
     error : what stopped the call, if anything did.
     exit : exit status.
@@ -42,7 +41,6 @@ class Report:
 
     options: Mapping[str, Any]
     spec: ModelSpec | None = None
-    plan: dict[str, Any] | None = None
     results: dict[str, Result] = field(default_factory=dict)
     error: SegError | None = None
     exit: int = 0
@@ -69,7 +67,6 @@ class Report:
             "platform": _platform(),
             "model": model_identity(self.spec) if self.spec is not None else None,
             "options": dict(self.options),
-            "plan": self.plan,
             "scans_given": len(self.jobs),
             "scans": [_row(self.results[job.mask]) for job in self.jobs if job.mask in self.results],
             "peak_rss_bytes": _peak_rss(),
@@ -106,6 +103,7 @@ def _row(result: Result) -> dict[str, Any]:
         "seconds": {stage: round(seconds, 4) for stage, seconds in result.seconds.items()},
         "shape": list(result.shape) or None,
         "spacing_mm": list(result.spacing) or None,
+        "plan": result.plan,
         "notes": list(result.notes),
         "scan_sha256": digest(result.scan),
         "mask_sha256": digest(result.mask) if done else None,

@@ -6,9 +6,12 @@ structure from aliasing. Rows sum to 1; samples beyond the edge repeat the edge.
 """
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .arrays import module_of
 
 
 def resampled_extent(extent: int, spacing: float, target: float | None) -> int:
@@ -40,6 +43,12 @@ def linear_taps(n: int, m: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
 
 
 @lru_cache(maxsize=64)
+def _matrix_in(xp: Any, n: int, m: int) -> Any:
+    """`linear_matrix` as an array of the module `xp`."""
+    return xp.asarray(linear_matrix(n, m))
+
+
+@lru_cache(maxsize=64)
 def linear_matrix(n: int, m: int) -> NDArray[np.float32]:
     """The same weights as a dense (m, n) float32 matrix: one BLAS product resamples an axis."""
     index, weight = linear_taps(n, m)
@@ -52,10 +61,11 @@ def linear_matrix(n: int, m: int) -> NDArray[np.float32]:
 def resample_plane(plane: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
     """(..., A, B) float32 planes -> (..., *shape) by two matrix products; equal extents are left alone."""
     (a, b), (m, n) = plane.shape[-2:], shape
+    xp = module_of(plane)
     if n < b:  # shrink first, then grow: the fewest products
-        plane = plane @ linear_matrix(b, n).T
+        plane = plane @ _matrix_in(xp, b, n).T
     if m != a:
-        plane = linear_matrix(a, m) @ plane
+        plane = _matrix_in(xp, a, m) @ plane
     if n > b:
-        plane = plane @ linear_matrix(b, n).T
+        plane = plane @ _matrix_in(xp, b, n).T
     return plane

@@ -21,6 +21,7 @@ class Result:
     seconds : per stage; "load" is the time this scan waited for the network.
     shape, spacing : of the scan, in voxels and mm along its own axes.
     scan, mask : file states, where hashes were asked for.
+    plan : how the scan was cut into windows, and what that was estimated to cost.
     skipped : the mask was there, proved by the manifest.
     """
 
@@ -35,6 +36,7 @@ class Result:
     scan: FileState | None = None
     mask: FileState | None = None
     skipped: bool = False
+    plan: dict[str, Any] | None = None
 
     @property
     def status(self) -> Literal["done", "skipped", "failed"]:

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import module_of
 from .volume import Shape3
 
 Array = NDArray[np.float32]
@@ -108,24 +109,27 @@ def stream(
     """
     order = (tiling.axis, *(axis for axis in range(3) if axis != tiling.axis))
     a, b, c = (_Axis.of(tiling, axis) for axis in order)
-    weight = a.weights[:, None, None] * b.weights[:, None] * c.weights
-    scale = 1.0 / (b.coverage[:, None] * c.coverage)
     slab = _Slab(layers, a.window)
-    ring = np.empty((0,), np.float32)
+    ring: Array | None = None
     places = list(product(b.starts, c.starts))
     for start, following in zip(a.starts, (*a.starts[1:], a.extent), strict=True):
         source = slab.advance(start)
+        xp = module_of(source)  # windows, sums and scores stay where the layers are
+        if ring is None:
+            weight = xp.asarray(a.weights[:, None, None] * b.weights[:, None] * c.weights)
+            scale = xp.asarray(1.0 / (b.coverage[:, None] * c.coverage))
         for some in (places[i : i + batch] for i in range(0, len(places), batch)):
             cuts = [source[:, :, j : j + b.window, k : k + c.window] for j, k in some]
             tiles = _run_in_ras(run, cuts, order)
             tiles = _scores(tiles, tiling.blend) if two_class or tiles.shape[1] != 2 else tiles
             if tiling.windows == 1:
-                yield from np.moveaxis(tiles[0], 1, 0)
+                yield from xp.moveaxis(tiles[0], 1, 0)
                 return
-            if ring.size == 0:
-                ring = np.zeros((tiles.shape[1], a.window, b.extent, c.extent), np.float32)
+            if ring is None:
+                ring = xp.zeros((tiles.shape[1], a.window, b.extent, c.extent), np.float32)
             for (j, k), tile in zip(some, tiles, strict=True):
                 _add(ring[:, :, j : j + b.window, k : k + c.window], tile, weight, start)
+        assert ring is not None
         for layer in range(start, following):
             row = ring[:, layer % a.window]
             yield row * (scale / a.coverage[layer])
@@ -144,7 +148,7 @@ class _Slab:
         """(C, depth, B, C') layers `start` to `start + depth`."""
         if self._buffer is None:
             first = next(self._layers)
-            self._buffer = np.empty((len(first), self._depth, *first.shape[1:]), np.float32)
+            self._buffer = module_of(first).empty((len(first), self._depth, *first.shape[1:]), np.float32)
             self._buffer[:, 0] = first
             fresh = range(1, self._depth)
         else:
@@ -160,8 +164,9 @@ class _Slab:
 def _run_in_ras(run: Callable[[Array], Array], tiles: list[Array], order: tuple[int, ...]) -> Array:
     """Run (C, ...) tiles whose axes are in streaming order; (N, K, ...) logits come back in that order."""
     back = [int(i) + 1 for i in np.argsort(order)]
-    ready = [np.ascontiguousarray(tile.transpose(0, *back)) for tile in tiles]
-    logits = run(ready[0][np.newaxis] if len(ready) == 1 else np.stack(ready))
+    xp = module_of(tiles[0])
+    ready = [xp.ascontiguousarray(tile.transpose(0, *back)) for tile in tiles]
+    logits = run(ready[0][np.newaxis] if len(ready) == 1 else xp.stack(ready))
     return logits.transpose(0, 1, *(axis + 2 for axis in order))
 
 

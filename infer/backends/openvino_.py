@@ -4,6 +4,7 @@ Its compile cache is not used: of 0.18 s to read and compile a 10 MB model it sa
 executed without a check of who wrote it.
 """
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,20 @@ from ..machine import usable_threads
 from . import Precision, closed, cuda_index, from_slices, load_error, no_device, no_precision, to_slices
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+def _openvino() -> Any:
+    """The package without its model converter, which imports a telemetry client and takes most of the import's time."""
+    converter = "openvino.tools.ovc"
+    skipped = converter not in sys.modules
+    if skipped:
+        sys.modules[converter] = None  # type: ignore[assignment]  # the package allows for its absence
+    try:
+        import openvino
+    finally:
+        if skipped:
+            del sys.modules[converter]
+    return openvino
 
 
 class OpenVinoBackend:
@@ -45,8 +60,7 @@ class OpenVinoBackend:
             raise no_device("openvino", device, "it is used for processors only", "use -d cpu")
         if precision not in ("auto", *_HINTS):
             raise no_precision("openvino", precision, "export the model in int8, or use fp32")
-        import openvino as ov
-
+        ov = _openvino()
         config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads or usable_threads()}
         if precision != "auto":
             config["INFERENCE_PRECISION_HINT"] = _HINTS[precision]

@@ -100,6 +100,22 @@ def test_onnxruntime_never_moves_to_the_cpu(tmp_path: Path, monkeypatch: pytest.
     assert caught.value.exit == Exit.RUNTIME
 
 
+def test_onnxruntime_does_not_try_again_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Python class prints and starts over with the CPU when a provider cannot be made, unless told not to."""
+    ort = pytest.importorskip("onnxruntime")
+    tried: list[Any] = []
+
+    def fail(session: Any, providers: Any, *_: Any) -> None:
+        tried.append(providers)
+        raise RuntimeError("the driver is too old")
+
+    monkeypatch.setattr(ort_backend, "CUDA", "AzureExecutionProvider")
+    monkeypatch.setattr(ort.InferenceSession, "_create_inference_session", fail)
+    with pytest.raises(SegError, match=r"E-DEVICE: .*the driver is too old"):
+        open_backend("onnxruntime", save(convolutions(3), tmp_path / "net.onnx"), "cuda:0")
+    assert len(tried) == 1
+
+
 def test_a_bad_file_is_not_blamed_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort_backend, "CUDA", "AzureExecutionProvider")
     (tmp_path / "net.onnx").write_bytes(b"\x08\x0anonsense")
@@ -193,8 +209,9 @@ def test_slices_and_back() -> None:
     assert slices.flags.c_contiguous
     np.testing.assert_array_equal(slices[7], x[1, ..., 1])
     np.testing.assert_array_equal(from_slices(slices, 2), x)
-    strided = windows(4, 3, 1, 5, 2).transpose(0, 1, 3, 4, 2)
-    assert to_slices(strided).flags.c_contiguous
+    gaps = windows(4, 3, 5, 4, 1)[:, :, :, ::2]  # one slice a window: a view would do, with gaps
+    assert to_slices(gaps).flags.c_contiguous
+    np.testing.assert_array_equal(to_slices(gaps), gaps[..., 0])
 
 
 def test_host_engines_compute_in_numpy(tmp_path: Path) -> None:

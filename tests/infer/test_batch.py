@@ -44,7 +44,7 @@ def assert_whole(folder: Path, names: str) -> None:
         np.testing.assert_array_equal(voxels(folder / f"{name}.nii.gz"), boxes() > 0)
 
 
-@pytest.mark.parametrize("stage", ["read", "segment", "write_mask"])
+@pytest.mark.parametrize("stage", ["read", "compute", "write_mask"])
 def test_a_bug_in_one_scan(
     batch: Callable[..., list[str]],
     tmp_path: Path,
@@ -84,7 +84,7 @@ def test_out_of_memory_in_one_scan(
     def greedy(*_: Any, **__: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(pipeline, "segment", greedy)
+    monkeypatch.setattr(pipeline, "compute", greedy)
     assert run(*batch(1)) == 13
     assert "E-LIMIT-MEMORY" in capsys.readouterr().err
 
@@ -104,7 +104,7 @@ def test_at_most_three_scans_are_in_memory(
     """With slow writing and fast reading, and when every scan fails with frames full of voxels."""
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
     seen: list[int] = []
-    read, segment, write = pipeline.read, pipeline.segment, pipeline.write_mask
+    read, compute, write = pipeline.read, pipeline.compute, pipeline.write_mask
 
     def reading(*arguments: Any, **options: Any) -> Any:
         scan = read(*arguments, **options)
@@ -112,18 +112,18 @@ def test_at_most_three_scans_are_in_memory(
         seen.append(len(alive))
         return scan
 
-    def computing(volume: Any, *arguments: Any) -> Any:
+    def computing(scan: Any, *arguments: Any, **options: Any) -> Any:
         time.sleep(0.01)
         if failing:
-            raise ValueError(volume)
-        return segment(volume, *arguments)
+            raise ValueError(scan.volume)
+        return compute(scan, *arguments, **options)
 
     def writing(*arguments: Any, **options: Any) -> None:
         time.sleep(0.05)
         seen.append(len(alive))
         write(*arguments, **options)
 
-    for name, slow in (("read", reading), ("segment", computing), ("write_mask", writing)):
+    for name, slow in (("read", reading), ("compute", computing), ("write_mask", writing)):
         monkeypatch.setattr(pipeline, name, slow)
     gc.disable()  # a scan must go when it is done, not when cycles are looked for
     try:
@@ -153,7 +153,7 @@ setattr(where, stage, hanging)
     ("stage", "number", "masks"),
     [
         ("read", signal.SIGINT, "ab"),
-        ("segment", signal.SIGTERM, "ab"),
+        ("compute", signal.SIGTERM, "ab"),
         ("write_mask", signal.SIGINT, "abc"),  # what is being written is finished, and recorded
         ("open_backend", signal.SIGTERM, ""),
     ],
@@ -202,13 +202,13 @@ def test_a_second_signal_does_not_wait(batch: Callable[..., list[str]], tmp_path
 
 NOISY = """
 import os
-from seg.infer import nifti
-pieces = nifti._mask_bytes
+from seg.infer import nifti_write
+pieces = nifti_write._content
 def noisy(*arguments):
     for piece in pieces(*arguments):
         yield piece
         os.write(2, b"a native library says something")
-nifti._mask_bytes = noisy
+nifti_write._content = noisy
 """
 
 

@@ -226,9 +226,9 @@ def test_continue_needs_a_folder(folder: Folder, tmp_path: Path) -> None:
 KILL = """
 import os, signal, sys
 moment, number = sys.argv.pop(1), 3
-from seg.infer import nifti, manifest
+from seg.infer import manifest, nifti_write
 def die(): os.kill(os.getpid(), signal.SIGKILL)
-calls, pieces, append = [0], nifti._mask_bytes, manifest.Manifest._append
+calls, pieces, append = [0], nifti_write._content, manifest.Manifest._append
 def mask_bytes(*arguments):
     calls[0] += 1
     for piece in pieces(*arguments):
@@ -239,7 +239,7 @@ def torn(self, line):
         if moment == "line": append(self, line[:60])
         die()
     append(self, line)
-nifti._mask_bytes, manifest.Manifest._append = mask_bytes, torn
+nifti_write._content, manifest.Manifest._append = mask_bytes, torn
 """
 
 

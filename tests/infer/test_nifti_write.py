@@ -28,7 +28,7 @@ from nifti_bytes import (
     with_values,
 )
 
-from seg.infer import nifti
+from seg.infer import nifti, nifti_write
 from seg.infer.errors import Exit, SegError
 
 MASK = (VOXELS > 0).astype("u1") * 3
@@ -69,7 +69,7 @@ def content_of(path: str) -> bytes:
 def test_grid_is_the_scans_to_the_byte(version: int, order: str, name: str, dtype: str) -> None:
     source = image(version=version, order=order, **ODD)
     mask = MASK.astype(dtype) * (1 if dtype == "u1" else 300)
-    nifti.write_mask(name, mask, scan_header(source))
+    nifti_write.write_mask(name, mask, scan_header(source))
     written = content_of(name)
     for field in GRID:
         assert field_bytes(written, field, version) == field_bytes(source, field, version), field
@@ -96,7 +96,7 @@ def test_grid_is_the_scans_to_the_byte(version: int, order: str, name: str, dtyp
 )
 def test_mask_has_the_spatial_axes_of_the_scan(source: bytes, shape: tuple[int, ...], dim: tuple[int, ...]) -> None:
     mask = np.arange(np.prod(shape), dtype="u1").reshape(shape)
-    nifti.write_mask("mask.nii.gz", mask, scan_header(source))
+    nifti_write.write_mask("mask.nii.gz", mask, scan_header(source))
     assert tuple(nib.load("mask.nii.gz").header["dim"]) == dim
     np.testing.assert_array_equal(nifti.read("mask.nii.gz").volume.voxels[0], mask)
 
@@ -104,7 +104,7 @@ def test_mask_has_the_spatial_axes_of_the_scan(source: bytes, shape: tuple[int, 
 def test_pair_gives_a_single_file() -> None:
     Path("a.hdr").write_bytes(header(VOXELS, magic=b"ni1\0", vox_offset=0))
     Path("a.img").write_bytes(data(VOXELS))
-    nifti.write_mask("mask.nii", MASK, nifti.read("a.hdr").header)
+    nifti_write.write_mask("mask.nii", MASK, nifti.read("a.hdr").header)
     assert content_of("mask.nii") == image(MASK)
 
 
@@ -119,7 +119,7 @@ def test_no_text_is_copied(version: int) -> None:
     like = scan_header(bytes(source))
     assert b"CANARY" in like.raw.binaryblock, "the canaries must have been there"
     for name in ("mask.nii", "mask.nii.gz"):
-        nifti.write_mask(name, MASK, like)
+        nifti_write.write_mask(name, MASK, like)
         written = content_of(name)
         assert written == image(MASK, version=version)
         assert b"CANARY" not in written
@@ -129,7 +129,7 @@ def test_no_text_is_copied(version: int) -> None:
 def test_same_mask_gives_the_same_bytes() -> None:
     like = scan_header(image())
     for name in ("one.nii.gz", "other name.nii.gz"):
-        nifti.write_mask(name, MASK, like)
+        nifti_write.write_mask(name, MASK, like)
     written = Path("one.nii.gz").read_bytes()
     assert written == Path("other name.nii.gz").read_bytes()
     assert written[:3] == b"\x1f\x8b\x08"
@@ -141,9 +141,9 @@ def test_any_memory_layout_gives_the_same_file() -> None:
     """A mask comes back from reorientation as a flipped and permuted view; slabs must not change the result."""
     mask = np.random.default_rng(0).integers(0, 4, (211, 113, 300)).astype("u1")
     like = scan_header(image(mask))
-    assert mask.size > nifti._SLAB, "more than one slab"
+    assert mask.size > nifti_write._SLAB, "more than one slab"
     for number, layout in enumerate((mask, np.asfortranarray(mask), mask[::-1, :, ::-1].copy()[::-1, :, ::-1])):
-        nifti.write_mask(f"{number}.nii", layout, like)
+        nifti_write.write_mask(f"{number}.nii", layout, like)
         assert content_of(f"{number}.nii") == image(mask)
 
 
@@ -151,7 +151,7 @@ def test_any_memory_layout_gives_the_same_file() -> None:
 def test_wrong_mask_is_a_bug(mask: Any) -> None:
     like = scan_header(image())
     with pytest.raises(ValueError, match="mask must be"):
-        nifti.write_mask("mask.nii", mask, like)
+        nifti_write.write_mask("mask.nii", mask, like)
     assert os.listdir() == ["scan.nii"]
 
 
@@ -159,17 +159,17 @@ def test_existing_file_is_kept_without_overwrite() -> None:
     like = scan_header(image())
     Path("mask.nii").write_bytes(b"mine")
     with pytest.raises(SegError) as caught:
-        nifti.write_mask("mask.nii", MASK, like)
+        nifti_write.write_mask("mask.nii", MASK, like)
     assert (caught.value.code, caught.value.exit) == ("E-OUT-EXISTS", Exit.OUTPUT)
     assert Path("mask.nii").read_bytes() == b"mine"
-    nifti.write_mask("mask.nii", MASK, like, overwrite=True)
+    nifti_write.write_mask("mask.nii", MASK, like, overwrite=True)
     assert Path("mask.nii").read_bytes() == image(MASK)
 
 
 def test_mask_over_its_own_scan_survives() -> None:
     """The header object holds all that is needed, so that even this cannot lose the grid."""
     scan = nifti.read(scan_header(image(with_values("f4", 7))).path)
-    nifti.write_mask("scan.nii", MASK, scan.header, overwrite=True)
+    nifti_write.write_mask("scan.nii", MASK, scan.header, overwrite=True)
     np.testing.assert_allclose(nifti.read("scan.nii").volume.affine, AFFINE)
 
 
@@ -219,10 +219,10 @@ def test_output_is_refused_before_any_work(row: str) -> None:
     before = sorted(os.listdir())
     for overwrite in (False, True):
         if overwrite and path in REPLACEABLE:
-            nifti.check_output(path, ["scan.nii"], overwrite)
+            nifti_write.check_output(path, ["scan.nii"], overwrite)
             continue
         with pytest.raises(SegError) as caught:
-            nifti.check_output(path, ["unrelated.nii", "scan.nii"], overwrite)
+            nifti_write.check_output(path, ["unrelated.nii", "scan.nii"], overwrite)
         assert (caught.value.code, caught.value.exit) == (code, status)
         assert str(caught.value).startswith(f"{code}: {path}: ")
         assert str(caught.value).isprintable()
@@ -232,9 +232,9 @@ def test_output_is_refused_before_any_work(row: str) -> None:
 @pytest.mark.usefixtures("crowded")
 @pytest.mark.parametrize("path", FREE)
 def test_free_output_is_accepted_and_nothing_is_made(path: str) -> None:
-    nifti.check_output(path, ["scan.nii", "unrelated.nii"], False)
+    nifti_write.check_output(path, ["scan.nii", "unrelated.nii"], False)
     assert not os.path.lexists(path)
-    nifti.write_mask(path, MASK, nifti.inspect("scan.nii"))
+    nifti_write.write_mask(path, MASK, nifti.inspect("scan.nii"))
     np.testing.assert_array_equal(nifti.read(path).volume.voxels[0], MASK)
 
 
@@ -242,7 +242,7 @@ def test_free_output_is_accepted_and_nothing_is_made(path: str) -> None:
 @pytest.mark.parametrize("path", REPLACEABLE)
 def test_link_is_replaced_and_its_target_kept(path: str) -> None:
     """P07."""
-    nifti.write_mask(path, MASK, nifti.inspect("scan.nii"), overwrite=True)
+    nifti_write.write_mask(path, MASK, nifti.inspect("scan.nii"), overwrite=True)
     assert not os.path.islink(path)
     assert Path(path).read_bytes() == image(MASK)
     assert path == "other.nii" or Path("other.nii").read_bytes() == b"other"
@@ -254,14 +254,14 @@ def test_read_only_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(os, "access", lambda path, mode: asked.append((path, mode)))
     with pytest.raises(SegError) as caught:
-        nifti.check_output("mask.nii", [], False)
+        nifti_write.check_output("mask.nii", [], False)
     assert (caught.value.code, caught.value.exit) == ("E-OUT-DIR", Exit.OUTPUT)
     assert asked == [(os.curdir, os.W_OK | os.X_OK)]
 
 
 def test_mask_of_a_compressed_scan_keeps_its_grid() -> None:
     Path("scan.nii.gz").write_bytes(gz(image(**ODD)))
-    nifti.write_mask("mask.nii.gz", MASK, nifti.read("scan.nii.gz").header)
+    nifti_write.write_mask("mask.nii.gz", MASK, nifti.read("scan.nii.gz").header)
     assert field_bytes(content_of("mask.nii.gz"), "srow") == field_bytes(image(**ODD), "srow")
 
 
@@ -276,7 +276,7 @@ def test_mask_writer_killed_at_random_moments() -> None:
         if child == 0:
             while True:
                 for mask in masks:
-                    nifti.write_mask("mask.nii.gz", mask, like, overwrite=True)
+                    nifti_write.write_mask("mask.nii.gz", mask, like, overwrite=True)
         time.sleep(generator.uniform(0.0, 0.03))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

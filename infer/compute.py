@@ -1,0 +1,131 @@
+"""How one scan is computed: plan, network, and what is done to the mask. The options are those of the command line."""
+
+import resource
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .artifact import Artifact
+from .backends import Backend
+from .components import keep_largest
+from .errors import Exit, SegError
+from .machine import available_memory, usable_threads
+from .nifti import NiftiHeader, Scan
+from .plan import Plan, TilingOptions, plan_scan
+from .predict import segment
+
+MEMORY_SHARE = 0.9  # of what is free now; other processes go on
+
+
+@dataclass(frozen=True)
+class ComputeOptions:
+    """What may change a mask, or the way to it.
+
+    Attributes
+    ----------
+    precision, threads : of the engine; threads 0 takes all that the process may use.
+    max_memory : bytes the process may use, None: what is free.
+    mirror : average over the eight mirrorings.
+    largest_component : keep the largest connected part of each class.
+    probabilities : keep the probability of each class too.
+    """
+
+    tiling: TilingOptions = field(default_factory=TilingOptions)
+    precision: Literal["fp32", "bf16", "int8", "auto"] = "fp32"
+    threads: int = 0
+    max_memory: int | None = None
+    mirror: bool = False
+    largest_component: bool = False
+    probabilities: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """labels (X, Y, Z), probabilities (X, Y, Z, K - 1) uint8 of 255 or None, and the plan that was followed."""
+
+    labels: NDArray[np.unsignedinteger]
+    probabilities: NDArray[np.uint8] | None
+    plan: Plan
+
+
+def blends_features(artifact: Artifact, options: ComputeOptions) -> bool:
+    """Whether the features are blended instead of the logits: fewer planes for the same labels."""
+    head = artifact.head
+    return head is not None and head.weight.shape[1] < head.weight.shape[0] and options.tiling.blend == "logit"
+
+
+def plan_header(header: NiftiHeader, artifact: Artifact, options: ComputeOptions, *, at_a_time: int = 1) -> Plan:
+    """The plan of one scan, from its header.
+
+    Parameters
+    ----------
+    at_a_time : scans in memory together.
+
+    Raises
+    ------
+    SegError : E-CHANNELS, E-LIMIT-MEMORY.
+    """
+    takes, found = artifact.spec.channels, header.channels
+    if found != len(takes):
+        fix = "choose the model made for this kind of scan"
+        expected = f"{len(takes)}: {', '.join(takes)}"
+        raise SegError("E-CHANNELS", Exit.INPUT_REFUSED, header.path, f"{found} channels", fix, expected)
+    voxels = int(np.prod(header.shape))
+    extra = voxels * (len(artifact.spec.labels) - 1) if options.probabilities else 0
+    width = artifact.head.weight.shape[1] if artifact.head and blends_features(artifact, options) else None
+    return plan_scan(
+        header.shape,
+        header.affine,
+        artifact.spec,
+        options.tiling,
+        memory_bytes=options.max_memory or int(MEMORY_SHARE * available_memory()) + _resident(),
+        scan_bytes=at_a_time * voxels * found * min(4, header.dtype.itemsize) + extra,
+        channels_out=width or len(artifact.spec.labels),
+        features=width is not None,
+        precision=options.precision,
+        threads=options.threads or usable_threads(),
+    )
+
+
+def compute(
+    scan: Scan, artifact: Artifact, engine: Backend, options: ComputeOptions, *, at_a_time: int = 1
+) -> Computed:
+    """Segment one scan.
+
+    Raises
+    ------
+    SegError : E-CHANNELS, E-LIMIT-MEMORY, E-NONFINITE, E-EXTRA.
+    """
+    spec, volume = artifact.spec, scan.volume
+    header = scan.header
+    plan = plan_header(_as_read(header, volume.voxels.shape[0]), artifact, options, at_a_time=at_a_time)
+    maps = np.zeros((*volume.shape, len(spec.labels) - 1), np.uint8, order="F") if options.probabilities else None
+    labels = segment(
+        volume,
+        spec,
+        engine,
+        tiling=plan.tiling,
+        head=artifact.head if blends_features(artifact, options) else None,
+        flips=options.mirror,
+        batch=getattr(engine, "batch", 1),
+        probabilities=maps,
+    )
+    if options.largest_component:
+        labels = keep_largest(labels)
+    return Computed(labels, maps, plan)
+
+
+def _as_read(header: NiftiHeader, channels: int) -> NiftiHeader:
+    """The header with the number of volumes that were read (one of several, with --volume)."""
+    return header if header.channels == channels else replace(header, channels=channels)
+
+
+def _resident() -> int:
+    """Bytes of memory this process holds now."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except (OSError, IndexError, ValueError):
+        return 0
