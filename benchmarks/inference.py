@@ -13,11 +13,12 @@ protocol                          the evaluation of UA-MT, CrossMatch and others
 
 Windows are 112 x 112 x 80. The input is one scan on the network's grid, already normalised; a contender's time runs
 from there to labels. Tools run in their default memory layout. "first" is the first scan of a process, which includes
-what engines do when they see a shape for the first time, "next" the scan after it (not measured where the first took
-more than 20 s); "process" is everything, from starting the interpreter to the labels on disk. Agreement is the share of
-voxels with the label that a naive reference gives: torch in float32, one window after the other, at the contender's
-window positions, summed in float64. Peers' Gaussians differ from ours in the last digits and in their lower bound, and
-nnU-Net sums in float16: their agreement includes that.
+what engines do when they see a shape for the first time; "next" is the scan after it (not measured where the first took
+more than 20 s); "process" is everything for one scan, from starting the interpreter to the labels on disk.
+
+Agreement is the share of voxels with the label that a naive reference gives: torch in float32, one window after the
+other, at the contender's window positions, summed in float64. Peers' Gaussians differ from ours in the last digits and
+in their lower bound, and nnU-Net sums in float16: their agreement includes that.
 
 The other tools go into an environment of their own, see benchmarks/requirements.txt:
 
@@ -117,6 +118,7 @@ def measure(options: argparse.Namespace, bundle: Path) -> tuple[dict[str, list[d
             except env.Failed as error:
                 failures[name] = str(error)
                 continue
+            seconds -= report.get("next", 0.0)
             runs.setdefault(name, []).append({"process": seconds, **report})
             print(f"{name}: {report['first']:.2f} s, process {seconds:.2f} s", file=sys.stderr)
     return {name: runs[name] for name in PLACES if name in runs}, failures

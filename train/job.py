@@ -102,6 +102,7 @@ def prepare_job(settings: Settings, say: Callable[[str], None], device: torch.de
         spacing=settings.spacing,
         window=settings.window,
         width=settings.width,
+        iterations=settings.iterations,
         memory_bytes=memory_of(device),
         device="cuda" if device.type == "cuda" else "cpu",
         dims=network.dims,
@@ -146,7 +147,7 @@ def _spec(settings: Settings, decided: Plan) -> ModelSpec:
 
 def _config(settings: Settings, decided: Plan, spec: ModelSpec, split: Split, checked: Checked) -> dict[str, Any]:
     """Everything the result depends on; two runs with the same config and machine give the same weights."""
-    iterations = settings.iterations or decided.iterations
+    iterations = decided.iterations
     every = settings.validate_every if settings.validate_every is not None else max(1, iterations // 10)
     loop = LoopConfig(iterations, spec.window, settings.seed, validate_every=every)
     return {

@@ -5,6 +5,7 @@ Deterministic arithmetic on `CaseFacts`; it opens no file and knows of the devic
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 import numpy as np
@@ -15,7 +16,17 @@ from seg.infer.spec import Normalisation
 
 from .cases import refusal
 from .facts import QUANTILES, CaseFacts
-from .window import MAX_WINDOW_VOXELS, Shape3, cpu_notes, fit_window, judge_window, times, voxel_budget
+from .window import (
+    CPU_WIDTH,
+    CPU_WINDOW,
+    MAX_WINDOW_VOXELS,
+    Shape3,
+    cpu_notes,
+    fit_window,
+    judge_window,
+    times,
+    voxel_budget,
+)
 
 Vec3 = tuple[float, float, float]
 
@@ -92,6 +103,7 @@ def plan(
     spacing: tuple[float | None, float | None, float | None] | None = None,
     window: Shape3 | None = None,
     width: int | None = None,
+    iterations: int | None = None,
     memory_bytes: int,
     device: Literal["cpu", "cuda"] = "cuda",
     dims: Literal[2, 3] = 3,
@@ -104,7 +116,8 @@ def plan(
     facts : of the training cases, labelled and unlabelled; validation cases must not shape the plan.
     label_names : value -> name; other values found in labels are called ``class N``.
     spacing, window, width : the user's choice in mm, voxels and channels, or None.
-    memory_bytes, device : of the device that trains; on a CPU the plan says what the window costs.
+    iterations : the user's choice, or None.
+    memory_bytes, device : of the device that trains; on a CPU the plan is small enough to be of use, and says its cost.
 
     Raises
     ------
@@ -118,12 +131,15 @@ def plan(
     grid = (grid[0], grid[1], grid[2] if dims == 3 else None)
     shape = median_shape(facts, grid)
     stride = (STRIDE, STRIDE, STRIDE if dims == 3 else 1)
-    budget = min(MAX_WINDOW_VOXELS, voxel_budget(memory_bytes, width or WIDTH))
+    slow = device == "cpu" and dims == 3
+    width = width or (CPU_WIDTH if slow else WIDTH)
+    iterations = iterations or ITERATIONS
+    budget = min(MAX_WINDOW_VOXELS, voxel_budget(memory_bytes, width))
     if window is None:
-        window = _largest_window(facts, grid, shape, stride, budget)
+        window = _largest_window(facts, grid, shape, stride, min(budget, prod(CPU_WINDOW)) if slow else budget)
     modality, doubts = guess_modality(facts)
     notes = [*judge_window(window, stride, budget), *doubts]
-    notes += cpu_notes(window, width or WIDTH, BATCH_LABELED, ITERATIONS) if device == "cpu" and dims == 3 else []
+    notes += cpu_notes(window, width, BATCH_LABELED, iterations) if slow else []
     names = {0: "background", **(label_names or {})}
     number = len(facts[0].channels)
     numbered = [modality] if number == 1 else [f"{modality} {n}" for n in range(number)]
@@ -139,8 +155,8 @@ def plan(
         label_values=tuple(values),
         channels=tuple(channel_names or numbered),
         intensity_range=intensity_range(facts),
-        width=width or WIDTH,
-        iterations=ITERATIONS,
+        width=width,
+        iterations=iterations,
         batch_labeled=BATCH_LABELED,
         cases=len(facts),
         notes=tuple(notes),

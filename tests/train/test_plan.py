@@ -112,6 +112,15 @@ def test_two_dimensions() -> None:
     assert (result.spacing, result.window, result.stride) == ((1.4, 1.4, None), (112, 96, 1), (16, 16, 1))
 
 
+def test_a_cpu_gets_a_plan_of_its_size() -> None:
+    """Without the user's choice: width 8 and a window of at most 64 x 64 x 48 voxels; a GPU gets what memory holds."""
+    large = fact(shape=(200, 180, 160))
+    slow, fast = make([large], device="cpu"), make([large])
+    assert (slow.width, fast.width) == (8, 16)
+    assert np.prod(slow.window) <= 64 * 64 * 48 < np.prod(fast.window)
+    assert make([large], device="cpu", iterations=10).iterations == 10
+
+
 def test_only_a_cpu_is_told_the_cost() -> None:
     options = {"window": (112, 112, 80), "width": 16}
     assert make([fact()], **options).notes == ()

@@ -1,0 +1,153 @@
+"""Every benchmark runs, in its smoke mode, as a user would start it; and the parts whose mistakes no run would show."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise, product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from seg.infer.backends import open_backend
+from seg.infer.stitch import window_starts
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+SCRIPTS = ("inference", "memory", "startup", "models")
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The scripts import each other by name, as they do when run."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(FOLDER))
+    yield
+    for name in {*SCRIPTS, "environment"} - before:
+        sys.modules.pop(name, None)
+
+
+def run(script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, str(FOLDER / f"{script}.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of a Markdown table's body."""
+    table = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    return table[2:]
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "count"),
+    [("memory", (), 4), ("memory", ("--features",), 4), ("models", (), 1)],
+)
+def test_smoke(script: str, arguments: tuple[str, ...], count: int) -> None:
+    assert len(rows(run(script, "--smoke", *arguments).stdout)) == count
+
+
+def test_startup(tmp_path: Path) -> None:
+    from memory import write_network
+
+    write_network(str(tmp_path / "model.onnx"), 2)
+    done = run("startup", "--smoke", "--model", str(tmp_path / "model.onnx"))
+    first = dict(row[:2] for row in rows(done.stdout.split("\n\n")[0]))
+    assert float(first["seg-infer, one small scan"]) > float(first["python -c pass"])
+    packages = [row[0] for row in rows(done.stdout.split("\n\n")[2])]
+    assert {"openvino", "numpy", "seg"} <= set(packages)
+    assert "torch" not in packages
+
+
+def test_inference() -> None:
+    """Random weights; the other tools are skipped with the reason where they are not installed."""
+    done = run("inference", "--smoke")
+    table = {row[0]: row for row in rows(done.stdout)}
+    assert {"ours-fp32", "ours-windows", "torch-one-pass", "protocol"} <= table.keys()
+    for name in ("ours-fp32", "ours-windows", "torch-one-pass", "protocol"):
+        assert float(table[name][6]) > 99.9, table[name]
+    assert "ours-int8: skipped, no --int8 artifact" in done.stderr
+    for tool in ("monai", "nnunet"):
+        assert tool in table or f"{tool}: skipped, ModuleNotFoundError" in done.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_the_question(script: str) -> None:
+    assert "?" in run(script, "--help").stdout
+
+
+def test_the_result_names_the_machine_but_not_whose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import environment
+
+    command = [
+        "/home/someone/bench/x.py",
+        "--run",
+        "/home/someone/runs/la",
+        str(FOLDER / "inference.py"),
+        "--runs",
+        "3",
+    ]
+    found = environment.machine(command)
+    assert found["command"] == "x.py --run la benchmarks/inference.py --runs 3"
+    assert found["threads"] >= 1
+    assert {"seg-toolkit", "openvino"} <= found["packages"].keys()
+    environment.report("x", {"points": [1]}, environment.table(("a", "b"), [["1", "2"]]), tmp_path)
+    assert capsys.readouterr().out == "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
+    written = json.loads((tmp_path / "x.json").read_text())
+    assert written["points"] == [1]
+    assert str(Path.home()) not in json.dumps(written)
+
+
+def test_a_workers_peak_is_its_own() -> None:
+    """Not that of the process that started it, which is what ru_maxrss would tell."""
+    import environment
+
+    ballast = np.ones(100_000_000, np.uint8)
+    program = "import environment as e, json; print(json.dumps({'peak': e.peak_bytes()}))"
+    _, found = environment.fresh([sys.executable, "-c", program], environment={"PYTHONPATH": str(FOLDER)})
+    assert 1e6 < found["peak"] < 80e6 < ballast.nbytes < environment.peak_bytes()
+
+
+def test_a_failing_worker_tells_why() -> None:
+    import environment
+
+    with pytest.raises(environment.Failed, match="no such thing"):
+        environment.fresh([sys.executable, "-c", "raise SystemExit('no such thing')"])
+
+
+def test_medians_leave_out_what_is_no_number() -> None:
+    import environment
+
+    runs = [{"a": 1, "b": "x", "c": True}, {"a": 5}, {"a": 2, "d": 7.0}]
+    assert environment.medians(runs) == {"a": 2, "d": 7.0}
+
+
+@pytest.mark.parametrize(("extent", "window", "step"), list(product((32, 33, 47, 60), (16, 32), (4, 7, 16))))
+def test_windows_stand_where_the_tools_put_them(extent: int, window: int, step: int) -> None:
+    from inference import starts
+
+    flush = list(starts(extent, window, step, even=False))
+    assert tuple(flush) == window_starts(extent, window, min(step, window))
+    even = list(starts(extent, window, step, even=True))
+    assert (even[0], even[-1], len(even)) == (0, extent - window, len(flush))
+    assert all(b - a <= step for a, b in pairwise(even))
+
+
+@pytest.mark.parametrize("features", [False, True])
+def test_the_synthetic_network_is_what_its_golden_pair_says(tmp_path: Path, features: bool) -> None:
+    from memory import write_network
+
+    from seg.infer.artifact import load
+
+    write_network(str(tmp_path / "m.onnx"), 5, features=features)
+    artifact = load(str(tmp_path / "m.onnx"))
+    assert artifact.golden is not None
+    x = artifact.golden.x.astype(np.float32)
+    logits = open_backend("openvino", artifact.path).run(x).copy()
+    np.testing.assert_allclose(logits, artifact.golden.logits, atol=1e-4)
+    assert (artifact.head is not None) is features
+    if artifact.head is not None:
+        hidden = open_backend("openvino", artifact.path, output="features").run(x)
+        scores = np.einsum("kf,nfxyz->nkxyz", artifact.head.weight, hidden) + artifact.head.bias.reshape(-1, 1, 1, 1)
+        np.testing.assert_allclose(scores, logits, atol=1e-4)
