@@ -25,6 +25,7 @@ SPEC_KEY, GOLDEN_KEY, HEAD_KEY = "seg.spec", "seg.golden", "seg.head"
 GRAPH_FIELD, METADATA_FIELD = 7, 14  # ModelProto.graph, ModelProto.metadata_props (onnx.proto3)
 MODELS = Path(__file__).parent / "models"
 DEFAULT_MODEL = "left-atrium"
+INT8_SUFFIX = ".int8.onnx"
 
 
 @dataclass(frozen=True)
@@ -80,17 +81,23 @@ class Artifact:
     head: Head | None = None
 
 
-def resolve(model: str | None) -> str:
+def resolve(model: str | None, precision: str = "fp32", device: str = "auto") -> str:
     """A name (``hippocampus``) or a path -> the file's path; None is the default model.
+
+    A shipped model may have an int8 form beside its fp32 one. "int8" asks for it; "auto" takes it on the CPU, where the
+    measured loss in Dice allowed shipping it.
 
     Raises
     ------
-    SegError : E-MODEL-MISSING when it is neither.
+    SegError : E-MODEL-MISSING when it is neither name nor path, or there is no int8 form.
     """
     name = model or DEFAULT_MODEL
-    shipped = MODELS / f"{name}.onnx"
+    shipped, small = MODELS / f"{name}.onnx", MODELS / f"{name}{INT8_SUFFIX}"
     if os.sep not in name and shipped.is_file() and not os.path.isfile(name):
-        return str(shipped)
+        if precision == "int8" and not small.is_file():
+            raise SegError("E-MODEL-MISSING", Exit.MODEL, name, "has no int8 form", "use --precision fp32")
+        wanted = precision == "int8" or (precision == "auto" and device in ("auto", "cpu"))
+        return str(small if wanted and small.is_file() else shipped)
     if os.path.isfile(name):
         return name
     raise SegError(
@@ -104,7 +111,12 @@ def resolve(model: str | None) -> str:
 
 def shipped_models() -> list[str]:
     """Names of the models that come with the package."""
-    return sorted(path.stem for path in MODELS.glob("*.onnx"))
+    return sorted(path.stem for path in MODELS.glob("*.onnx") if not path.name.endswith(INT8_SUFFIX))
+
+
+def shipped_forms(name: str) -> list[str]:
+    """Paths of a shipped model's forms: fp32, then int8 if there is one."""
+    return [str(path) for path in (MODELS / f"{name}.onnx", MODELS / f"{name}{INT8_SUFFIX}") if path.is_file()]
 
 
 def load(path: str) -> Artifact:

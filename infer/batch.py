@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from .artifact import Artifact, load, resolve
-from .backends import Backend, engine_for, open_backend
-from .compute import ComputeOptions, blends_features, plan_header
+from .backends import ONNX_ENGINES, Backend, engine_for, open_backend
+from .compute import ComputeOptions, blends_features, plan_header, stored_precision
 from .console import say
 from .display import Display
 from .errors import Exit, SegError, printable
@@ -79,10 +79,12 @@ def _run(request: Request, report: Report) -> int:
     batch = _plan(request)
     report.jobs = batch.jobs
     previews = plan_previews(request.preview, batch.jobs)
-    artifact = load(resolve(request.model))
+    artifact = load(resolve(request.model, request.computing.precision, request.device))
+    _refuse_precision(artifact, request)
     report.spec = artifact.spec
     if request.model is None and not request.quiet:
-        say(f"model: {artifact.spec.name} (choose another with -m; seg-infer --models lists them)")
+        name = f"{artifact.spec.name} in {stored_precision(artifact.spec)}"
+        say(f"model: {name} (choose another with -m; seg-infer --models lists them)")
     if request.dry_run:
         return _dry_run(batch, artifact, request)
     manifest = Manifest(batch.folder, artifact.spec, request.mask_options()) if batch.folder is not None else None
@@ -109,6 +111,14 @@ def _run(request: Request, report: Report) -> int:
     if request.statistics is not None:
         write_statistics(request.statistics, artifact.spec, ordered)
     return _status(ordered)
+
+
+def _refuse_precision(artifact: Artifact, request: Request) -> None:
+    """An artifact computes as it was exported: fp32 and int8 are forms of the file, not switches of the engine."""
+    asked, stored = request.computing.precision, stored_precision(artifact.spec)
+    if asked in ("fp32", "int8") and artifact.path.endswith(".onnx") and asked != stored:
+        found, fix = f"is an {stored} artifact", f"use --precision {stored}, or the {asked} form of the model"
+        raise SegError("E-PRECISION", Exit.MODEL, artifact.path, found, fix, asked)
 
 
 def _dry_run(batch: Batch, artifact: Artifact, request: Request) -> int:
@@ -163,7 +173,9 @@ def _loading(artifact: Artifact, request: Request) -> Iterator["Future[Backend]"
     engine = engine_for(artifact.path, request.device)
     pool = ThreadPoolExecutor(1, "load")
     output = "features" if blends_features(artifact, request.computing) else "logits"
-    options = {"precision": request.computing.precision, "threads": request.computing.threads, "output": output}
+    asked = request.computing.precision
+    precision = "bf16" if asked == "bf16" else "fp32" if engine in ONNX_ENGINES else "auto"
+    options = {"precision": precision, "threads": request.computing.threads, "output": output}
     try:
         yield pool.submit(open_backend, engine, artifact.path, request.device, **options)
     except BaseException:

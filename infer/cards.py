@@ -1,14 +1,28 @@
 """Model cards as text, for `seg-infer --models`."""
 
+import os
 from typing import Any
 
-from .artifact import DEFAULT_MODEL, MODELS, load, shipped_models
+from .artifact import DEFAULT_MODEL, load, shipped_forms, shipped_models
+from .compute import stored_precision
 from .spec import ModelSpec
 
 
 def model_table() -> str:
     """The shipped models, one paragraph each."""
-    return "\n\n".join(card_text(load(str(MODELS / f"{name}.onnx")).spec) for name in shipped_models())
+    return "\n\n".join(_model(shipped_forms(name)) for name in shipped_models())
+
+
+def _model(forms: list[str]) -> str:
+    """The card of the fp32 form, and a line for each other one."""
+    lines = [card_text(load(forms[0]).spec)]
+    for path in forms[1:]:
+        spec = load(path).spec
+        dice = spec.card.get("quantisation", {}).get("dice_int8", {})
+        text = f"{os.path.getsize(path) / 1e6:.1f} MB, the default on CPUs"
+        text += "".join(f", {label} Dice {value:.3f}" for label, value in dice.items())
+        lines.append(f"  {stored_precision(spec):<16} {text}")
+    return "\n".join(lines)
 
 
 def card_text(spec: ModelSpec) -> str:

@@ -69,7 +69,7 @@ def seg_infer(
     lists: Annotated[list[str] | None, typer.Option("--list", metavar="FILE", help="Text with one scan a line, and after a tab, if wanted, the mask's name; may be repeated.")] = None,
     model: Annotated[str | None, typer.Option("-m", "--model", help="Name from --models, or an .onnx file.  [default: left-atrium]", show_default=False)] = None,
     device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu or cuda:N.")] = "auto",
-    precision: Annotated[Literal["fp32", "bf16", "auto"], typer.Option(help="auto: bf16 where the CPU multiplies it fast.")] = "fp32",
+    precision: Annotated[Literal["auto", "fp32", "bf16", "int8"], typer.Option(help="auto: as the model was exported; a shipped model's int8 form on the CPU.")] = "auto",
     max_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Bound on the process, like 4G. Default: what is free.")] = None,
     threads: Annotated[int, typer.Option(min=0, help="0: all that this process may use.")] = 0,
     window: Annotated[str | None, typer.Option(metavar="X,Y,Z", help="Tile in voxels of the network grid. Default: the whole scan where it fits.")] = None,

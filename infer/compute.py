@@ -16,6 +16,7 @@ from .machine import available_memory, usable_threads
 from .nifti import NiftiHeader, Scan
 from .plan import Plan, TilingOptions, plan_scan
 from .predict import segment
+from .spec import ModelSpec
 
 MEMORY_SHARE = 0.9  # of what is free now; other processes go on
 
@@ -26,7 +27,8 @@ class ComputeOptions:
 
     Attributes
     ----------
-    precision, threads : of the engine; threads 0 takes all that the process may use.
+    precision : "auto" computes in the precision of the artifact, and takes a shipped model's int8 form on the CPU.
+    threads : 0 takes all that the process may use.
     max_memory : bytes the process may use, None: what is free.
     mirror : average over the eight mirrorings.
     largest_component : keep the largest connected part of each class.
@@ -34,7 +36,7 @@ class ComputeOptions:
     """
 
     tiling: TilingOptions = field(default_factory=TilingOptions)
-    precision: Literal["fp32", "bf16", "int8", "auto"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
     threads: int = 0
     max_memory: int | None = None
     mirror: bool = False
@@ -49,6 +51,11 @@ class Computed:
     labels: NDArray[np.unsignedinteger]
     probabilities: NDArray[np.uint8] | None
     plan: Plan
+
+
+def stored_precision(spec: ModelSpec) -> str:
+    """ "fp32" or "int8": what the artifact was exported as."""
+    return str(spec.card.get("precision", "fp32"))
 
 
 def blends_features(artifact: Artifact, options: ComputeOptions) -> bool:
@@ -85,7 +92,7 @@ def plan_header(header: NiftiHeader, artifact: Artifact, options: ComputeOptions
         scan_bytes=at_a_time * voxels * found * min(4, header.dtype.itemsize) + extra,
         channels_out=width or len(artifact.spec.labels),
         features=width is not None,
-        precision=options.precision,
+        precision="bf16" if options.precision == "bf16" else stored_precision(artifact.spec),
         threads=options.threads or usable_threads(),
     )
 

@@ -42,6 +42,9 @@ BACKENDS: dict[str, tuple[str, str]] = {  # name -> (module, class)
 }
 
 
+ONNX_ENGINES = ("openvino", "onnxruntime")
+
+
 def engine_for(path: str, device: str = "auto") -> str:
     """Name of the engine for a model file: the suffix decides, and for ONNX the device."""
     if path.endswith((".engine", ".plan")):

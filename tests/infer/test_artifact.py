@@ -7,19 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from seg.infer import artifact
 from seg.infer.artifact import Golden, load, resolve, shipped_models
 from seg.infer.backends import open_backend
 from seg.infer.errors import Exit, SegError
 
 
 def test_spec_and_golden_travel_in_the_file(threshold_model: Callable[..., str]) -> None:
-    artifact = load(threshold_model(thresholds=(0.5, 1.5), name="mine"))
-    assert artifact.spec.name == "mine"
-    assert artifact.spec.labels == ("background", "class 1", "class 2")
-    assert artifact.golden is not None
-    backend = open_backend("openvino", artifact.path, "cpu")
-    found = backend.run(artifact.golden.x.astype(np.float32))
-    np.testing.assert_allclose(found, artifact.golden.logits, atol=1e-6)
+    mine = load(threshold_model(thresholds=(0.5, 1.5), name="mine"))
+    assert mine.spec.name == "mine"
+    assert mine.spec.labels == ("background", "class 1", "class 2")
+    assert mine.golden is not None
+    backend = open_backend("openvino", mine.path, "cpu")
+    found = backend.run(mine.golden.x.astype(np.float32))
+    np.testing.assert_allclose(found, mine.golden.logits, atol=1e-6)
 
 
 def test_golden_text_round_trip() -> None:
@@ -84,6 +85,32 @@ def test_names_and_paths(tmp_path: Path, threshold_model: Callable[..., str]) ->
         with pytest.raises(SegError, match="E-MODEL-MISSING") as caught:
             resolve(wrong)
         assert caught.value.exit is Exit.MODEL
+
+
+def test_forms_of_a_shipped_model(
+    tmp_path: Path, threshold_model: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """auto takes int8 on the CPU alone; what is not there is an error, not another form."""
+    content = Path(threshold_model()).read_bytes()
+    for name in ("both.onnx", "both.int8.onnx", "one.onnx"):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "threshold.onnx").unlink()
+    monkeypatch.setattr(artifact, "MODELS", tmp_path)
+    assert shipped_models() == ["both", "one"]
+    assert len(artifact.shipped_forms("both")) == 2
+    expected = {
+        ("auto", "cpu"): "both.int8.onnx",
+        ("auto", "auto"): "both.int8.onnx",
+        ("auto", "cuda:0"): "both.onnx",
+        ("fp32", "cpu"): "both.onnx",
+        ("bf16", "cpu"): "both.onnx",
+        ("int8", "cuda:0"): "both.int8.onnx",
+    }
+    for (precision, device), name in expected.items():
+        assert resolve("both", precision, device) == str(tmp_path / name)
+    assert resolve("one", "auto", "cpu") == str(tmp_path / "one.onnx")
+    with pytest.raises(SegError, match="no int8 form"):
+        resolve("one", "int8", "cpu")
 
 
 def test_a_device_that_is_not_there_is_an_error(threshold_model: Callable[..., str]) -> None:

@@ -63,6 +63,16 @@ def test_wrong_memory_sizes_are_usage_errors(size: str) -> None:
     assert run("scan.nii.gz", "-o", "m.nii.gz", "--max-memory", size) == 2
 
 
+def test_precision_is_the_artifacts_own(write_scan: Write, threshold_model: Model, tmp_path: Path) -> None:
+    """fp32 and int8 are forms of the file: asking a file for the other one is refused."""
+    scan, out = write_scan("scan.nii.gz", boxes()), str(tmp_path / "m.nii.gz")
+    done = infer(scan, "-o", out, "-m", threshold_model(), "--precision", "int8")
+    assert (done.returncode, "E-PRECISION" in done.stderr) == (20, True)
+    done = infer(scan, "-o", out, "-m", threshold_model(card={"precision": "int8"}), "--precision", "fp32")
+    assert (done.returncode, "E-PRECISION" in done.stderr) == (20, True)
+    assert run(scan, "-o", out, "-m", threshold_model(), "--precision", "fp32", "-q") == 0
+
+
 def test_probabilities_lie_beside_the_mask(write_scan: Write, threshold_model: Model, tmp_path: Path) -> None:
     scan, out = write_scan("scan.nii.gz", boxes()), tmp_path / "m.nii.gz"
     assert run(scan, "-o", str(out), "-m", threshold_model((0.5, 1.5)), "-q", "--save-probabilities") == 0
