@@ -64,6 +64,7 @@ def atomic_file(path: str, *, overwrite: bool = False) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         refuse_existing(path, overwrite)  # it may have appeared while we wrote
+        replaces = os.path.lexists(path)
         os.replace(temp, path)
     except BaseException as error:
         with suppress(OSError):
@@ -74,9 +75,10 @@ def atomic_file(path: str, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     try:
         _sync_folder(folder)
     except OSError as error:
-        # A failure is reported, so nothing may be left that looks like a result.
-        with suppress(OSError):
-            os.unlink(path)
+        # A failure is reported, so nothing may be left that looks like a result; but what was replaced is gone already.
+        if not replaces:
+            with suppress(OSError):
+                os.unlink(path)
         raise output_error(path, error) from error
 
 

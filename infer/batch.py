@@ -43,14 +43,14 @@ class Request:
     quiet: bool = False
     debug: bool = False
 
-    def mask_options(self) -> dict[str, Any]:
+    def mask_options(self, engine: str) -> dict[str, Any]:
         """The options that can change a mask's voxels: `resume` trusts a mask only under equal ones."""
         reading = asdict(self.reading)
         del reading["max_voxels"]  # it refuses a scan or changes nothing
         computing = asdict(self.computing)
         for name in ("threads", "max_memory"):  # they change the last bits of sums at most
             del computing[name]
-        return {"device": self.device, **computing, **reading}
+        return {"engine": engine, **computing, **reading}
 
 
 def run(request: Request) -> int:
@@ -60,7 +60,7 @@ def run(request: Request) -> int:
     ------
     SegError : what stops the whole call. An error of one scan of several does not.
     """
-    plan_sides(request.report, request.statistics)
+    plan_sides(request.report, request.statistics, overwrite=request.overwrite or request.resume)
     report = Report(asdict(request))
     try:
         status = report.exit = _run(request, report)
@@ -78,7 +78,6 @@ def run(request: Request) -> int:
 def _run(request: Request, report: Report) -> int:
     batch = _plan(request)
     report.jobs = batch.jobs
-    previews = plan_previews(request.preview, batch.jobs)
     artifact = load(resolve(request.model, request.computing.precision, request.device))
     _refuse_precision(artifact, request)
     report.spec = artifact.spec
@@ -87,13 +86,17 @@ def _run(request: Request, report: Report) -> int:
         say(f"model: {name} (choose another with -m; seg-infer --models lists them)")
     if request.dry_run:
         return _dry_run(batch, artifact, request)
-    manifest = Manifest(batch.folder, artifact.spec, request.mask_options()) if batch.folder is not None else None
-    results = report.results = _finished(batch, manifest, previews, request.quiet) if request.resume else {}
+    previews = plan_previews(request.preview, batch.jobs, request.overwrite or request.resume)
+    options = request.mask_options(engine_for(artifact.path, request.device))
+    manifest = Manifest(batch.folder, artifact.spec, options) if batch.folder is not None else None
+    unknown: set[str] = set()
+    results = report.results = _settled(batch, manifest, previews, request, unknown) if request.resume else {}
     todo = [job for job in batch.jobs if job.mask not in results]
     extras = Extras(
         statistics=request.statistics is not None,
         previews=previews,
         overwrite=request.overwrite or request.resume,
+        unknown=unknown,
         hashes=request.report is not None,
         manifest=manifest,
     )
@@ -143,28 +146,52 @@ def _dry_run(batch: Batch, artifact: Artifact, request: Request) -> int:
 
 def _plan(request: Request) -> Batch:
     """The jobs, every mask checked to be writable."""
-    batch = plan_jobs(request.scans, request.output, request.overwrite or request.resume, request.lists)
+    batch = plan_jobs(
+        request.scans,
+        request.output,
+        request.overwrite or request.resume,
+        request.lists,
+        probabilities=request.computing.probabilities,
+        make=not request.dry_run,
+    )
     if request.resume and batch.folder is None:
         found, fix = "is a file; --continue needs the record that a folder of masks has", "give a folder with -o"
         raise SegError("E-OUT-DIR", Exit.USAGE, request.output, found, fix)
     return batch
 
 
-def _finished(batch: Batch, manifest: Manifest | None, previews: dict[str, str], quiet: bool) -> dict[str, Result]:
-    """Mask path -> result of the jobs that need not be done again."""
+def _settled(
+    batch: Batch, manifest: Manifest | None, previews: dict[str, str], request: Request, unknown: set[str]
+) -> dict[str, Result]:
+    """Mask path -> result of the jobs that are done, or whose mask somebody changed: that is not made again.
+
+    `unknown` receives the masks that stand there without a record: a stop between mask and record leaves one, so does
+    somebody else's work. They are made again, and kept if the bytes differ.
+    """
     assert manifest is not None
     found: dict[str, Result] = {}
     for job in batch.jobs:
         entry = manifest.finished(job)
-        if isinstance(entry, Finished) and _picture_is_there(job, previews):
-            found[job.mask] = Result(job, statistics=entry.statistics, scan=entry.scan, mask=entry.mask, skipped=True)
-        elif isinstance(entry, str) and os.path.lexists(job.mask) and not quiet:
-            say(f"note: {printable(job.mask)} {entry}: it is made again")
+        if isinstance(entry, Finished):
+            if _sides_are_there(job, previews, request.computing.probabilities):
+                found[job.mask] = Result(
+                    job, statistics=entry.statistics, scan=entry.scan, mask=entry.mask, skipped=True
+                )
+            continue
+        if request.overwrite or entry.file == "ours":
+            if os.path.lexists(job.mask) and not request.quiet:
+                say(f"note: {printable(job.mask)} {entry.reason}: it is made again")
+        elif entry.file == "changed":
+            fix = "move it away to have it made again, or use --overwrite"
+            found[job.mask] = Result(job).fail(SegError("E-OUT-CHANGED", Exit.OUTPUT, job.mask, entry.reason, fix))
+        else:
+            unknown.add(job.mask)
     return found
 
 
-def _picture_is_there(job: Job, previews: dict[str, str]) -> bool:
-    return job.mask not in previews or os.path.isfile(previews[job.mask])
+def _sides_are_there(job: Job, previews: dict[str, str], probabilities: bool) -> bool:
+    wanted = [previews[job.mask]] if job.mask in previews else []
+    return all(map(os.path.isfile, [*wanted, job.probabilities] if probabilities else wanted))
 
 
 @contextmanager

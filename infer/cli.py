@@ -14,7 +14,9 @@ def _window(text: str | None) -> Any:
     if text is None:
         return None
     parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+    if len(parts) != 3 or not all(
+        part.strip().isascii() and part.strip().isdigit() and int(part) > 0 for part in parts
+    ):
         raise typer.BadParameter(f"--window {text!r} is not three positive numbers like 96,96,64")
     return tuple(int(part) for part in parts)
 
@@ -27,7 +29,7 @@ def _memory(text: str | None) -> int | None:
     number, unit = (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 1)
     try:
         size = int(float(number) * unit)
-    except ValueError:
+    except (ValueError, OverflowError):
         size = 0
     if size <= 0:
         raise typer.BadParameter(f"--max-memory {text!r} is not a size like 4G or 500M")
@@ -67,7 +69,7 @@ def seg_infer(
     scans: Annotated[list[str] | None, typer.Argument(metavar="SCAN...", help="NIfTI files, folders of them, quoted patterns, or @LIST.", show_default=False)] = None,
     inputs: Annotated[list[str] | None, typer.Option("-i", "--input", metavar="SCAN", help="The same as SCAN; may be repeated.")] = None,
     lists: Annotated[list[str] | None, typer.Option("--list", metavar="FILE", help="Text with one scan a line, and after a tab, if wanted, the mask's name; may be repeated.")] = None,
-    model: Annotated[str | None, typer.Option("-m", "--model", help="Name from --models, or an .onnx file.  [default: left-atrium]", show_default=False)] = None,
+    model: Annotated[str | None, typer.Option("-m", "--model", help="Name from --models, or a file that seg-export wrote.  [default: left-atrium]", show_default=False)] = None,
     device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu or cuda:N.")] = "auto",
     precision: Annotated[Literal["auto", "fp32", "bf16", "int8"], typer.Option(help="auto: as the model was exported; a shipped model's int8 form on the CPU.")] = "auto",
     max_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Bound on the process, like 4G. Default: what is free.")] = None,
@@ -97,7 +99,9 @@ def seg_infer(
     version: version_option = False,
 ) -> None:  # fmt: skip
     """Segment 3D scans. Each mask lies on its scan's exact grid."""
-    if sum(x is not None for x in (overlap, step_size)) > 1 or (protocol and (window or overlap or step_size)):
+    if sum(x is not None for x in (overlap, step_size)) > 1 or (
+        protocol and any(x is not None for x in (window, overlap, step_size))
+    ):
         raise typer.BadParameter("--overlap, --step-size and --protocol exclude each other")
     tile, memory = _window(window), _memory(max_memory)
     overlap = overlap if step_size is None else 1.0 - step_size

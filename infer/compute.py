@@ -73,13 +73,23 @@ def plan_header(header: NiftiHeader, artifact: Artifact, options: ComputeOptions
 
     Raises
     ------
-    SegError : E-CHANNELS, E-LIMIT-MEMORY.
+    SegError : E-CHANNELS, E-GEO-2D, E-LIMIT-MEMORY.
     """
     takes, found = artifact.spec.channels, header.channels
     if found != len(takes):
         fix = "choose the model made for this kind of scan"
         expected = f"{len(takes)}: {', '.join(takes)}"
         raise SegError("E-CHANNELS", Exit.INPUT_REFUSED, header.path, f"{found} channels", fix, expected)
+    if artifact.spec.dims == 3 and min(header.shape) == 1:
+        extents = " x ".join(map(str, header.shape))
+        raise SegError(
+            "E-GEO-2D",
+            Exit.INPUT_REFUSED,
+            header.path,
+            f"is one slice, {extents} voxels",
+            "give the whole scan",
+            "a 3D scan for this model",
+        )
     voxels = int(np.prod(header.shape))
     extra = voxels * (len(artifact.spec.labels) - 1) if options.probabilities else 0
     width = artifact.head.weight.shape[1] if artifact.head and blends_features(artifact, options) else None
@@ -94,6 +104,7 @@ def plan_header(header: NiftiHeader, artifact: Artifact, options: ComputeOptions
         features=width is not None,
         precision="bf16" if options.precision == "bf16" else stored_precision(artifact.spec),
         threads=options.threads or usable_threads(),
+        passes=8 if options.mirror else 1,
     )
 
 

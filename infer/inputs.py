@@ -4,11 +4,13 @@ A word is a file, a folder, a quoted pattern or, after @, a list of paths. What 
 """
 
 import glob
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from .atomic import refuse_existing
 from .errors import Exit, SegError
 from .nifti_write import check_output
 
@@ -160,11 +162,24 @@ def _bad_list(path: str, found: str, expected: str = "") -> SegError:
     return SegError("E-IN-LIST", Exit.INPUT_MISSING, path, found, "correct the list, or name the scans", expected)
 
 
-def plan_jobs(words: Sequence[str], output: str, overwrite: bool, lists: Sequence[str] = ()) -> Batch:
+def plan_jobs(
+    words: Sequence[str],
+    output: str,
+    overwrite: bool,
+    lists: Sequence[str] = (),
+    *,
+    probabilities: bool = False,
+    make: bool = True,
+) -> Batch:
     """Pair every scan with its mask path and check that it can be written.
 
     One file and an output that is no folder: that path. Otherwise `output` is a folder, made if needed, and each mask
     has its scan's name, or the name that the list gives.
+
+    Parameters
+    ----------
+    probabilities : each mask has a file of probabilities beside it.
+    make : make the folder of the masks.
 
     Raises
     ------
@@ -174,27 +189,35 @@ def plan_jobs(words: Sequence[str], output: str, overwrite: bool, lists: Sequenc
     files = [source.scan for source in sources]
     one = not lists and len(files) == 1 and files == list(words)  # a folder or pattern may hold more tomorrow
     if one and not os.path.isdir(output) and not output.endswith(os.sep):
-        check_output(output, files, overwrite)
-        return Batch([Job(files[0], output)], None)
+        job = Job(files[0], output)
+        for path in _outputs([job], probabilities):
+            check_output(path, files, overwrite)
+        return Batch([job], None)
     if output.lower().endswith(SUFFIXES) and not os.path.isdir(output):
         found = f"one file cannot hold {len(files)} masks" if len(files) > 1 else "a folder, pattern or list needs one"
         raise SegError("E-OUT-SUFFIX", Exit.USAGE, output, found, "give a folder with -o")
-    _make_folder(output)
+    if make:
+        _make_folder(output)
     for word in words:
-        if os.path.isdir(word) and os.path.samefile(word, output):
+        if os.path.isdir(word) and os.path.isdir(output) and os.path.samefile(word, output):
             found, fix = "is the folder of the scans: the masks would be scans next time", "choose another folder"
             raise SegError("E-OUT-SAME", Exit.OUTPUT, output, found, fix)
     jobs = [Job(s.scan, os.path.join(output, s.name or stem(s.scan) + ".nii.gz")) for s in sources]
-    if twice := sorted(mask for mask, count in Counter(job.mask for job in jobs).items() if count > 1):
+    outputs = _outputs(jobs, probabilities)
+    if twice := sorted(path for path, count in Counter(outputs).items() if count > 1):
         fix = "give scans with distinct names, or name the masks in a list (path, tab, name)"
         raise SegError("E-OUT-SAME", Exit.OUTPUT, twice[0], "two scans would write this mask", fix)
     known = _identities(files)
-    for job in jobs:
-        check_output(job.mask, [known[i] for i in _identities([job.mask]) if i in known], overwrite)
+    for path in outputs if os.path.isdir(output) else ():
+        check_output(path, [known[i] for i in _identities([path]) if i in known], overwrite)
     return Batch(jobs, output)
 
 
-def plan_previews(target: str | None, jobs: Sequence[Job]) -> dict[str, str]:
+def _outputs(jobs: Sequence[Job], probabilities: bool) -> list[str]:
+    return [path for job in jobs for path in ((job.mask, job.probabilities) if probabilities else (job.mask,))]
+
+
+def plan_previews(target: str | None, jobs: Sequence[Job], overwrite: bool = False) -> dict[str, str]:
     """Where each scan's picture goes: mask path -> PNG path. Several scans need a folder, which is made.
 
     Raises
@@ -206,34 +229,50 @@ def plan_previews(target: str | None, jobs: Sequence[Job]) -> dict[str, str]:
     if len(jobs) == 1 and not os.path.isdir(target):
         if not target.lower().endswith(".png"):
             raise SegError("E-OUT-SUFFIX", Exit.USAGE, target, "a preview is a PNG", "end the name in .png")
-        refuse_unwritable(target)
+        refuse_unwritable(target, overwrite)
         return {jobs[0].mask: target}
     _make_folder(target)
-    return {job.mask: os.path.join(target, job.name + ".png") for job in jobs}
+    pictures = {job.mask: os.path.join(target, job.name + ".png") for job in jobs}
+    for picture in pictures.values():
+        refuse_existing(picture, overwrite)
+    return pictures
 
 
-def plan_sides(*paths: str | None) -> None:
-    """Check side outputs before any work: distinct, named .json (so none replaces a scan), and writable.
+def plan_sides(*paths: str | None, overwrite: bool = False) -> None:
+    """Check side outputs before any work: distinct, named .json, writable, and not somebody else's file.
+
+    A report or statistics of an earlier call may be replaced.
 
     Raises
     ------
-    SegError : E-OUT-SUFFIX (exit 2), E-OUT-SAME or E-OUT-DIR (exit 30).
+    SegError : E-OUT-SUFFIX (exit 2), E-OUT-SAME, E-OUT-EXISTS or E-OUT-DIR (exit 30).
     """
     given = [path for path in paths if path is not None]
     for path in given:
         if not path.lower().endswith(".json"):
             raise SegError("E-OUT-SUFFIX", Exit.USAGE, path, "is no name for a JSON file", "end the name in .json")
-        refuse_unwritable(path)
+        refuse_unwritable(path, overwrite or _is_ours(path))
     if len({os.path.abspath(path) for path in given}) < len(given):
         raise SegError("E-OUT-SAME", Exit.OUTPUT, given[0], "is named for two outputs", "choose another name")
 
 
-def refuse_unwritable(path: str) -> None:
-    """Check before any work that a side output can be written. Raises SegError E-OUT-DIR."""
+def _is_ours(path: str) -> bool:
+    """Whether a JSON file was written by --report or --statistics."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and (content.get("command") == "seg-infer" or "graph_sha256" in content)
+
+
+def refuse_unwritable(path: str, overwrite: bool) -> None:
+    """Check before any work that a side output can be written. Raises SegError E-OUT-DIR or E-OUT-EXISTS."""
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK) or os.path.isdir(path):
         found = "is a folder" if os.path.isdir(path) else f"{folder} is not a folder that can be written"
         raise SegError("E-OUT-DIR", Exit.OUTPUT, path, found, "choose another place")
+    refuse_existing(path, overwrite)
 
 
 def _identities(paths: Iterable[str]) -> dict[tuple[int, int], str]:

@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from . import __version__
 from .atomic import output_error
@@ -49,6 +49,20 @@ class FileState:
                 while piece := file.read(_CHUNK):
                     digest.update(piece)  # lets other threads run
         return cls(*stamp(paths), digest.hexdigest())
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """Why a mask is to be made, and what may be done to a file that has its name.
+
+    Attributes
+    ----------
+    reason : in words that follow the mask's name.
+    file : "ours" may be replaced; "unknown" only if the new mask has the same bytes; "changed" not at all.
+    """
+
+    reason: str
+    file: Literal["ours", "unknown", "changed"]
 
 
 @dataclass(frozen=True)
@@ -129,22 +143,25 @@ class Manifest:
         self._making: dict[str, Any] = json.loads(json.dumps({"model": model_identity(spec), "options": dict(options)}))
         self._entries = self._read()
 
-    def finished(self, job: Job) -> Finished | str:
+    def finished(self, job: Job) -> Finished | Unfinished:
         """The entry that proves a job done, or the reason why it is not.
 
         The mask's bytes are always hashed. The scan's are not when its path, size and time of change are those
         recorded; a file changed with all three kept, which takes intent, is not noticed.
         """
         entry = self._entries.get(portable(os.path.basename(job.mask)))
+        if not os.path.lexists(job.mask):
+            return Unfinished("is not there", "ours")
         if entry is None:
-            return "is not in the manifest"
+            return Unfinished("is not in the manifest", "unknown")
+        if not self._same(entry.mask, [job.mask], trust_stamp=False):
+            return Unfinished("was changed after it was written", "changed")
         for part in ("model", "options"):
             if entry.making.get(part) != self._making[part]:
-                return f"was made with {'another model' if part == 'model' else 'other options'}"
-        if not self._same(entry.mask, [job.mask], trust_stamp=False):
-            return "is not the mask that was written"
+                made = "another model" if part == "model" else "other options"
+                return Unfinished(f"was made with {made}", "ours")
         if not self._same(entry.scan, parts(job.scan), trust_stamp=entry.path == portable(job.scan)):
-            return "was made from a scan that has changed"
+            return Unfinished("was made from a scan that has changed", "ours")
         return entry
 
     @staticmethod

@@ -1,5 +1,6 @@
 """NIfTI out: a mask on the scan's exact grid, whole or not at all."""
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -40,6 +41,14 @@ def write_mask(path: str, mask: NDArray[np.generic], like: NiftiHeader, *, overw
     _write(path, _header(like, mask.dtype), [mask], like, overwrite)
 
 
+def mask_sha256(path: str, mask: NDArray[np.generic], like: NiftiHeader) -> str:
+    """Digest of the file that `write_mask` would write, without writing it."""
+    digest = hashlib.sha256()
+    for piece in _stored(path, _header(like, mask.dtype), [mask], like):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
 def write_probabilities(path: str, maps: NDArray[np.uint8], like: NiftiHeader, *, overwrite: bool = False) -> None:
     """Write the probability of each class but the background as a 4D file; stored bytes are 255 * p (scl_slope 1/255).
 
@@ -59,17 +68,23 @@ def write_probabilities(path: str, maps: NDArray[np.uint8], like: NiftiHeader, *
 
 
 def _write(path: str, header: Any, volumes: Sequence[NDArray[np.generic]], like: NiftiHeader, overwrite: bool) -> None:
-    compress = suffix_of(path) == ".nii.gz"
+    suffix_of(path)
     with atomic_file(path, overwrite=overwrite) as file:
-        if not compress:
-            file.writelines(_content(header, volumes, like))
-            return
-        from isal import isal_zlib
+        file.writelines(_stored(path, header, volumes, like))
 
-        # Unlike a gzip file object, a bare stream stores no file name and no time.
-        deflate = isal_zlib.compressobj(_GZIP_LEVEL, isal_zlib.DEFLATED, 31)
-        file.writelines(deflate.compress(piece) for piece in _content(header, volumes, like))
-        file.write(deflate.flush())
+
+def _stored(path: str, header: Any, volumes: Sequence[NDArray[np.generic]], like: NiftiHeader) -> Iterator[bytes]:
+    """The bytes of the file, compressed if its name says so."""
+    if suffix_of(path) == ".nii":
+        yield from _content(header, volumes, like)
+        return
+    from isal import isal_zlib
+
+    # Unlike a gzip file object, a bare stream stores no file name and no time.
+    deflate = isal_zlib.compressobj(_GZIP_LEVEL, isal_zlib.DEFLATED, 31)
+    for piece in _content(header, volumes, like):
+        yield deflate.compress(piece)
+    yield deflate.flush()
 
 
 def check_output(path: str, inputs: Iterable[str], overwrite: bool) -> None:

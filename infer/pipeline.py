@@ -6,19 +6,23 @@ at once: then the mask being written is finished, everything else is dropped.
 """
 
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .artifact import Artifact
 from .backends import Backend
 from .compute import Computed, ComputeOptions, compute
+from .errors import Exit, SegError
 from .inputs import Job
 from .manifest import FileState, Manifest, scan_state, stamp
 from .nifti import Scan, parts, read
-from .nifti_write import write_mask, write_probabilities
+from .nifti_write import mask_sha256, write_mask, write_probabilities
 from .result import Result
 
 
@@ -41,6 +45,7 @@ class Extras:
     statistics : volumes per class.
     previews : mask path -> path of its picture.
     overwrite : replace existing masks.
+    unknown : masks that stand there and may only be replaced by the same bytes.
     hashes : digests of scans and masks.
     manifest : record of finished masks; implies hashes and statistics.
     """
@@ -48,6 +53,7 @@ class Extras:
     statistics: bool = False
     previews: Mapping[str, str] = field(default_factory=dict)
     overwrite: bool = False
+    unknown: Collection[str] = ()
     hashes: bool = False
     manifest: Manifest | None = None
 
@@ -167,6 +173,8 @@ def _compute(
     began = time.perf_counter()
     done = compute(scan, artifact, engine, options, at_a_time=at_a_time)
     result.plan = done.plan.as_dict()
+    if not done.labels.any():
+        result.notes += ("the mask is empty: is this the kind of scan that the model is made for?",)
     result.seconds["segment"] = time.perf_counter() - began
     return done
 
@@ -210,8 +218,18 @@ def _outputs(
         return  # nobody waits for this result
     if done.probabilities is not None:
         write_probabilities(job.probabilities, done.probabilities, scan.header, overwrite=extras.overwrite)
-    write_mask(job.mask, mask, scan.header, overwrite=extras.overwrite)
+    if job.mask in extras.unknown:
+        _keep_unless_equal(job, mask, scan)
+    else:
+        write_mask(job.mask, mask, scan.header, overwrite=extras.overwrite)
     if extras.manifest is not None and result.scan is not None:
         result.mask = extras.manifest.add(job, result.scan, result.statistics or {})
     elif extras.hashes:
         result.mask = FileState.of([job.mask])
+
+
+def _keep_unless_equal(job: Job, mask: NDArray[np.unsignedinteger], scan: Scan) -> None:
+    """A file without a record is ours if it is what would be written now; else it is somebody's work."""
+    if FileState.of([job.mask]).sha256 != mask_sha256(job.mask, mask, scan.header):
+        found, fix = "is there, and is not the mask of this run", "move it away, or use --overwrite"
+        raise SegError("E-OUT-EXISTS", Exit.OUTPUT, job.mask, found, fix)

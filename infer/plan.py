@@ -23,6 +23,7 @@ TILE_OVERLAP = 0.25
 # Multiply-adds per second and thread, measured with V-Nets of width 8 and 16; read from the processor's flags.
 RATES = {"fp32": {"avx512f": 30e9, "avx2": 14e9}, "bf16": {"amx_bf16": 120e9}, "int8": {"avx512_vnni": 120e9}}
 SLOW = 4e9
+START_SECONDS = 0.15  # what an engine does when it sees a shape for the first time
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def plan_scan(
     features: bool = False,
     precision: str = "fp32",
     threads: int = 1,
+    passes: int = 1,
 ) -> Plan:
     """Plan one scan.
 
@@ -110,6 +112,7 @@ def plan_scan(
     shape, affine : of the scan, voxels and voxel -> mm (RAS).
     memory_bytes : what the process may use in all.
     scan_bytes : stored voxels in memory.
+    passes : runs over the grid; 8 with mirroring.
     channels_out : planes the network returns per voxel: classes, or with `features` the inputs of its linear head.
 
     Raises
@@ -141,8 +144,8 @@ def plan_scan(
                 f"at most {memory_bytes / 1e9:.2f} GB",
             )
         tiling = smaller
-    work = tiling.windows * float(np.prod(tiling.window)) * spec.cost.macs
-    return Plan(grids, tiling, peak(tiling), work / (rate(precision) * threads))
+    work = passes * tiling.windows * float(np.prod(tiling.window)) * spec.cost.macs
+    return Plan(grids, tiling, peak(tiling), START_SECONDS + work / (rate(precision) * threads))
 
 
 def tile_share(tiling: Tiling) -> int:

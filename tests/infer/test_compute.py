@@ -96,3 +96,72 @@ def test_largest_component(write_scan: Write, threshold_model: Model, tmp_path: 
     assert (kept == 300).sum() == 3
     assert (kept == 7).sum() == 2
     np.testing.assert_array_equal(keep_largest(np.zeros((3, 3, 3), np.uint8)), 0)
+
+
+def test_probabilities_never_replace_a_scan(write_scan: Write, threshold_model: Model, tmp_path: Path) -> None:
+    """What lies beside the mask is an output as the mask is: no input, no second output, no file of others."""
+    scan, model = write_scan("e_probabilities.nii.gz", boxes()), threshold_model()
+    before = Path(scan).read_bytes()
+    words = ["-m", model, "-q", "--save-probabilities", "--overwrite"]
+    assert run(scan, "-o", str(tmp_path / "e.nii.gz"), *words) == 30
+    assert Path(scan).read_bytes() == before
+    for name in ("a", "a_probabilities"):
+        write_scan(f"scans/{name}.nii.gz", boxes())
+    assert run(str(tmp_path / "scans"), "-o", str(tmp_path / "out"), *words) == 30
+
+
+def test_continue_misses_probabilities(write_scan: Write, threshold_model: Model, tmp_path: Path) -> None:
+    write_scan("scans/a.nii.gz", boxes())
+    out = tmp_path / "out"
+    words = [str(tmp_path / "scans"), "-o", str(out), "-m", threshold_model(), "-q", "--save-probabilities"]
+    assert run(*words) == 0
+    (out / "a_probabilities.nii.gz").unlink()
+    assert run(*words, "--continue") == 0
+    assert (out / "a_probabilities.nii.gz").is_file()
+
+
+def test_side_outputs_of_others_stay(write_scan: Write, threshold_model: Model, tmp_path: Path) -> None:
+    """A JSON file that is no report of ours, and any picture, are refused; a report is replaced by the next one."""
+    scan, model = write_scan("a.nii.gz", boxes()), threshold_model()
+    splits, picture, report = tmp_path / "splits.json", tmp_path / "p.png", tmp_path / "r.json"
+    splits.write_text('{"val": []}')
+    picture.write_bytes(b"a picture")
+    out = str(tmp_path / "m.nii.gz")
+    for words in (["--statistics", str(splits)], ["--report", str(splits)], ["--preview", str(picture)]):
+        done = infer(scan, "-o", out, "-m", model, *words)
+        assert (done.returncode, "E-OUT-EXISTS" in done.stderr) == (30, True)
+    assert splits.read_text() == '{"val": []}'
+    assert picture.read_bytes() == b"a picture"
+    for number in range(2):
+        assert run(scan, "-o", str(tmp_path / f"{number}.nii.gz"), "-m", model, "-q", "--report", str(report)) == 0
+
+
+@pytest.mark.parametrize("shape", [(9, 8), (9, 8, 1), (1, 9, 8)])
+def test_one_slice_is_no_volume(
+    write_scan: Write, threshold_model: Model, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    scan = write_scan("a.nii.gz", np.ones(shape, np.int16))
+    done = infer(scan, "-o", str(tmp_path / "m.nii.gz"), "-m", threshold_model())
+    assert (done.returncode, f"E-GEO-2D: {scan}" in done.stderr) == (12, True)
+    two = threshold_model(dims=2, window=(16, 16, 1))
+    assert run(scan, "-o", str(tmp_path / "m.nii.gz"), "-m", two, "-q") == 0
+
+
+def test_an_empty_mask_is_noted(write_scan: Write, threshold_model: Model, tmp_path: Path) -> None:
+    scan = write_scan("a.nii.gz", np.full((5, 6, 7), -1024, np.int16))
+    done = infer(scan, "-o", str(tmp_path / "m.nii.gz"), "-m", threshold_model())
+    assert done.returncode == 0
+    assert "the mask is empty" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--max-memory", "inf"], ["--window", "\u00b2,16,16"]])
+def test_odd_numbers_are_usage_errors(words: list[str]) -> None:
+    assert run("scan.nii.gz", "-o", "m.nii.gz", *words) == 2
+
+
+def test_dry_run_of_a_folder_makes_none(write_scan: Write, threshold_model: Model, tmp_path: Path) -> None:
+    write_scan("scans/a.nii.gz", boxes())
+    words = [str(tmp_path / "scans"), "-o", str(tmp_path / "out"), "-m", threshold_model(), "--dry-run"]
+    plain = infer(*words, "--preview", str(tmp_path / "pictures"))
+    assert plain.returncode == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["scans", "threshold.onnx"]

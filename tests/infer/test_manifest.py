@@ -14,7 +14,7 @@ from known import boxes, plain_spec
 
 from seg.infer.errors import SegError
 from seg.infer.inputs import Job
-from seg.infer.manifest import NAME, FileState, Finished, Manifest
+from seg.infer.manifest import NAME, FileState, Finished, Manifest, Unfinished
 
 Write = Callable[..., str]
 Model = Callable[..., str]
@@ -41,7 +41,7 @@ def record(folder: Path, done: Job) -> None:
 def test_a_recorded_mask_is_finished(tmp_path: Path) -> None:
     for name in ("a", "b c\n\udcff"):
         done = job(tmp_path, name)
-        assert manifest(tmp_path).finished(done) == "is not in the manifest"
+        assert manifest(tmp_path).finished(done) == Unfinished("is not in the manifest", "unknown")
         record(tmp_path, done)
         entry = manifest(tmp_path).finished(done)
         assert isinstance(entry, Finished)
@@ -52,17 +52,17 @@ def test_a_recorded_mask_is_finished(tmp_path: Path) -> None:
 def test_what_makes_a_mask_unfinished(tmp_path: Path) -> None:
     done = job(tmp_path)
     record(tmp_path, done)
-    assert manifest(tmp_path, overlap=0.5).finished(done) == "was made with other options"
+    assert manifest(tmp_path, overlap=0.5).finished(done) == Unfinished("was made with other options", "ours")
     other = Manifest(str(tmp_path), plain_spec(graph_sha256="1" * 64), OPTIONS)
-    assert other.finished(done) == "was made with another model"
+    assert other.finished(done) == Unfinished("was made with another model", "ours")
     other = Manifest(str(tmp_path), plain_spec(graph_sha256="0" * 64, spacing=(1.0, 1.0, 1.0)), OPTIONS)
-    assert other.finished(done) == "was made with another model"
+    assert other.finished(done) == Unfinished("was made with another model", "ours")
     state = os.stat(done.mask)
     Path(done.mask).write_bytes(b"MASK a")
     os.utime(done.mask, ns=(state.st_atime_ns, state.st_mtime_ns))  # size and time as before
-    assert manifest(tmp_path).finished(done) == "is not the mask that was written"
+    assert manifest(tmp_path).finished(done) == Unfinished("was changed after it was written", "changed")
     os.unlink(done.mask)
-    assert manifest(tmp_path).finished(done) == "is not the mask that was written"
+    assert manifest(tmp_path).finished(done) == Unfinished("is not there", "ours")
 
 
 def test_a_scan_is_known_by_its_bytes(tmp_path: Path) -> None:
@@ -74,8 +74,10 @@ def test_a_scan_is_known_by_its_bytes(tmp_path: Path) -> None:
     os.rename(done.scan, moved.scan)
     assert isinstance(manifest(tmp_path).finished(moved), Finished)
     Path(moved.scan).write_bytes(b"scan b")
-    assert manifest(tmp_path).finished(moved) == "was made from a scan that has changed"
-    assert manifest(tmp_path).finished(done) == "was made from a scan that has changed"  # it is not there
+    assert manifest(tmp_path).finished(moved) == Unfinished("was made from a scan that has changed", "ours")
+    assert manifest(tmp_path).finished(done) == Unfinished(
+        "was made from a scan that has changed", "ours"
+    )  # it is not there
 
 
 def test_both_files_of_a_pair_count(tmp_path: Path) -> None:
@@ -87,7 +89,7 @@ def test_both_files_of_a_pair_count(tmp_path: Path) -> None:
     manifest(tmp_path).add(done, FileState.of([str(header), str(image)]), VOLUMES)
     assert isinstance(manifest(tmp_path).finished(done), Finished)
     image.write_bytes(b"VOXELS")
-    assert isinstance(manifest(tmp_path).finished(done), str)
+    assert isinstance(manifest(tmp_path).finished(done), Unfinished)
 
 
 def test_the_last_line_about_a_mask_counts(tmp_path: Path) -> None:
@@ -109,7 +111,7 @@ def test_a_torn_line_harms_no_other(tmp_path: Path) -> None:
         (tmp_path / NAME).write_bytes(both[:end])
         found = manifest(tmp_path)
         assert isinstance(found.finished(first), Finished)
-        assert isinstance(found.finished(second), str)
+        assert isinstance(found.finished(second), Unfinished)
         record(tmp_path, second)
         found = manifest(tmp_path)
         assert isinstance(found.finished(first), Finished)
@@ -183,10 +185,7 @@ def test_continue_makes_again_what_is_not_proved(folder: Folder, write_scan: Wri
     assert folder("--continue") == all_skipped
     assert folder.files() == before
     (folder.out / "a.nii.gz").unlink()
-    data = bytearray((folder.out / "b.nii.gz").read_bytes())
-    data[-1] ^= 1
-    (folder.out / "b.nii.gz").write_bytes(data)
-    assert folder("--continue") == {"a": "done", "b": "done", "c": "skipped"}
+    assert folder("--continue") == {"a": "done", "b": "skipped", "c": "skipped"}
     assert folder.files()["c"] == before["c"]
     write_scan("scans/c.nii.gz", boxes() * 2)
     assert folder("--continue") == {"a": "skipped", "b": "skipped", "c": "done"}
@@ -198,10 +197,18 @@ def test_continue_makes_again_what_is_not_proved(folder: Folder, write_scan: Wri
     assert folder("--overwrite", "--window", "8,8,8") == all_done
 
 
-def test_continue_knows_nothing_of_unrecorded_masks(folder: Folder) -> None:
+def test_continue_never_replaces_somebodys_work(folder: Folder) -> None:
+    """Neither a mask made elsewhere nor one that was corrected by hand; --overwrite replaces both."""
     folder.out.mkdir()
     (folder.out / "a.nii.gz").write_bytes(b"made by something else")
-    assert folder("--continue") == dict.fromkeys("abc", "done")
+    assert folder("--continue") == {"a": "failed", "b": "done", "c": "done"}
+    (folder.out / "b.nii.gz").write_bytes(b"corrected by hand")
+    assert folder("--continue") == {"a": "failed", "b": "failed", "c": "skipped"}
+    codes = [row["error"]["code"] for row in json.loads((folder.place / "report.json").read_text())["scans"][:2]]
+    assert codes == ["E-OUT-EXISTS", "E-OUT-CHANGED"]
+    assert (folder.out / "a.nii.gz").read_bytes() == b"made by something else"
+    assert (folder.out / "b.nii.gz").read_bytes() == b"corrected by hand"
+    assert folder("--continue", "--overwrite") == {"a": "done", "b": "done", "c": "skipped"}
     np.testing.assert_array_equal(voxels(folder.out / "a.nii.gz"), boxes() > 0)
 
 
@@ -245,7 +252,10 @@ nifti_write._content, manifest.Manifest._append = mask_bytes, torn
 
 @pytest.mark.parametrize("moment", ["mask", "record", "line"])
 def test_killed_in_the_middle(tmp_path: Path, write_scan: Write, threshold_model: Model, moment: str) -> None:
-    """SIGKILL in the third mask, between mask and record, or in the record; then --continue does only the rest."""
+    """SIGKILL in the third mask, between mask and record, or in the record; then --continue does only the rest.
+
+    A mask without its record is computed again and, being the same, stays as it is.
+    """
     for name in "abcde":
         write_scan(f"scans/{name}.nii.gz", boxes())
     out, report = tmp_path / "out", tmp_path / "r.json"
@@ -261,5 +271,5 @@ def test_killed_in_the_middle(tmp_path: Path, write_scan: Write, threshold_model
     for name in "abcde":
         path = out / f"{name}.nii.gz"
         np.testing.assert_array_equal(voxels(path), boxes() > 0)
-        assert ((path.stat().st_ino, path.stat().st_mtime_ns) == before.get(name)) == (name in "ab")
+        assert ((path.stat().st_ino, path.stat().st_mtime_ns) == before.get(name)) == (name in masks)
     assert sorted(p.name for p in out.iterdir()) == [*(f"{n}.nii.gz" for n in "abcde"), NAME]

