@@ -19,7 +19,6 @@ from seg.train.cases import SUFFIXES, Case, discover, refusal
 from seg.train.patients import patient_of
 from seg.train.prepare import load_volume
 
-SCANS = 12
 TILE_VOXELS = 2_000_000  # network voxels of a scan that calibration runs at once: every activation is held
 
 

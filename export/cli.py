@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from seg.infer.spec import ModelSpec
 
+CARD_ENTRIES = ("data", "license", "limits")
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -54,26 +56,22 @@ def _export(
     run: str, output: str, card: str | None, features: bool, int8: Int8 | None, overwrite: bool, quiet: bool
 ) -> None:
     import os
-    import tomllib
     from pathlib import Path
 
     from seg.infer.errors import Exit, SegError
+    from seg.infer.inputs import refuse_unwritable
 
     if not output.endswith(".onnx"):
         raise SegError("E-OUT-SUFFIX", Exit.USAGE, output, "an artifact is an ONNX file", "end the name in .onnx")
-    if os.path.exists(output) and not overwrite:
-        raise SegError("E-OUT-EXISTS", Exit.OUTPUT, output, "the file exists", "choose another name or --overwrite")
-    entries = {}
-    if card is not None:
-        try:
-            entries = tomllib.loads(Path(card).read_text())
-        except (OSError, tomllib.TOMLDecodeError) as error:
-            raise SegError("E-CONFIG", Exit.USAGE, card, f"cannot be read ({error})", "give a TOML file") from error
+    refuse_unwritable(output, overwrite)
+    entries = _card_entries(card) if card is not None else {}
 
     from .onnx_ import export
-    from .run import load_run
+    from .run import load_run, remark
 
     module, spec = load_run(Path(run), entries)
+    if not quiet and (text := remark(spec)):
+        say(f"note: {text}")
     if int8 is not None:
         _export_int8(module, spec, run, output, features, int8, quiet)
         return
@@ -86,6 +84,26 @@ def _export(
             file=sys.stderr,
         )
         print(f"next: seg-infer scan.nii.gz -o mask.nii.gz -m {output}", file=sys.stderr)
+
+
+def _card_entries(path: str) -> dict[str, str]:
+    """The user's entries of the card. What the export knows itself, such as the figures, is not theirs to write."""
+    import tomllib
+    from pathlib import Path
+
+    from seg.infer.errors import Exit, SegError
+
+    try:
+        entries = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # ValueError: not TOML, or not UTF-8
+        raise SegError("E-CONFIG", Exit.USAGE, path, f"cannot be read ({error})", "give a TOML file") from error
+    for key, value in entries.items():
+        if key not in CARD_ENTRIES:
+            found, expected = f"unknown entry {key}", f"only {', '.join(CARD_ENTRIES)}"
+            raise SegError("E-CONFIG", Exit.USAGE, path, found, "remove it", expected)
+        if not isinstance(value, str):
+            raise SegError("E-CONFIG", Exit.USAGE, path, f"{key} is {value!r}", "correct the value", "text in quotes")
+    return entries
 
 
 def _export_int8(

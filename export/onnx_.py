@@ -3,8 +3,10 @@
 import hashlib
 import logging
 import os
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,9 +17,11 @@ from torch import nn
 
 from seg.infer import __version__
 from seg.infer.artifact import GOLDEN_KEY, HEAD_KEY, SPEC_KEY, Golden, load
-from seg.infer.backends import Backend, open_backend
+from seg.infer.atomic import atomic_file, output_error
+from seg.infer.backends import open_backend
 from seg.infer.classes import Head
 from seg.infer.errors import Exit, SegError
+from seg.infer.selftest import golden_error
 from seg.infer.spec import ModelSpec
 
 from .cost import cost_of
@@ -49,37 +53,48 @@ def export(
 
     Raises
     ------
-    SegError : E-EXPORT-PARITY when the artifact disagrees with torch. No file is left.
+    SegError : E-EXPORT-PARITY when the artifact disagrees with torch, E-OUT-* when it cannot be written. No file is
+        left.
     """
     module = module.cpu().float().eval()
     assert not any(part.training for part in module.modules())
     golden = _golden(module, spec)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        proto = _convert(module, spec)
-        spec = replace(spec, cost=cost_of(module, proto, spec))
-        head = offer_features(proto) if features else None
-        proto, spec = describe(proto, spec, golden, head)
-        onnx.checker.check_model(proto, full_check=True)
-        Path(temporary).write_bytes(proto.SerializeToString(deterministic=True))
-        parity = verify(module, temporary, [golden.x.shape[2:], _larger(spec)])
-        if not parity.error <= tolerance:
-            raise SegError(
-                "E-EXPORT-PARITY",
-                Exit.MODEL,
-                path,
-                f"the exported network differs from torch by {parity.error:.2g} of the logits' range",
-                "report this with the run's config.json",
-                f"at most {tolerance:.0e}",
-            )
-        os.replace(temporary, path)
-    except OSError as error:
+    proto = _convert(module, spec)
+    spec = replace(spec, cost=cost_of(module, proto, spec))
+    head = offer_features(proto) if features else None
+    proto, spec = describe(proto, spec, golden, head)
+    onnx.checker.check_model(proto, full_check=True)
+    content = proto.SerializeToString(deterministic=True)
+    with _hidden(path, content) as candidate:
+        parity = verify(module, candidate, [golden.x.shape[2:], _larger(spec)])
+    if not parity.error <= tolerance:
         raise SegError(
-            "E-OUT-WRITE", Exit.OUTPUT, path, f"cannot be written ({error.strerror})", "choose another place"
-        ) from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+            "E-EXPORT-PARITY",
+            Exit.MODEL,
+            path,
+            f"the exported network differs from torch by {parity.error:.2g} of the logits' range",
+            "report this with the run's config.json",
+            f"at most {tolerance:.0e}",
+        )
+    with atomic_file(path, overwrite=True) as file:
+        file.write(content)
     return spec, parity
+
+
+@contextmanager
+def _hidden(path: str, content: bytes) -> Iterator[str]:
+    """A file with the content in a hidden folder beside `path`, where there must be room anyway, for as long."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=".seg-export-", dir=os.path.dirname(path) or os.curdir)
+    except OSError as error:
+        raise output_error(path, error) from error
+    with folder:
+        candidate = Path(folder.name) / "model.onnx"
+        try:
+            candidate.write_bytes(content)
+        except OSError as error:
+            raise output_error(path, error) from error
+        yield str(candidate)
 
 
 def verify(module: nn.Module, path: str, shapes: Sequence[Sequence[int]], engine: str = "openvino") -> Parity:
@@ -92,27 +107,17 @@ def verify(module: nn.Module, path: str, shapes: Sequence[Sequence[int]], engine
     worst, equal = 0.0, 1.0
     try:
         if artifact.golden is not None:
-            worst = golden_error(backend, artifact.golden)
+            worst = golden_error(backend.run(artifact.golden.x.astype(np.float32)), artifact.golden.logits)
         for number, shape in enumerate(shapes):
             x = _noise((2, len(artifact.spec.channels), *shape), seed=number)
             with torch.inference_mode():
                 expected = module(torch.from_numpy(x)).numpy()
             found = backend.run(x)
-            worst = max(worst, relative_error(found, expected))
+            worst = max(worst, golden_error(found, expected))
             equal = min(equal, float((found.argmax(1) == expected.argmax(1)).mean()))
     finally:
         backend.close()
     return Parity(worst, equal)
-
-
-def golden_error(backend: Backend, golden: Golden) -> float:
-    """Largest logit error over the logits' range on the golden pair."""
-    return relative_error(backend.run(golden.x.astype(np.float32)), golden.logits)
-
-
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    """max |found - expected| / (max - min of expected)."""
-    return float(np.abs(found - expected).max() / max(float(np.ptp(expected)), 1e-12))
 
 
 def _noise(shape: tuple[int, ...], seed: int) -> np.ndarray:

@@ -39,10 +39,29 @@ def load_run(folder: Path, card: dict[str, Any] | None = None) -> tuple[nn.Modul
         "unlabeled": len(split["unlabeled"]) if config["method"]["options"]["unlabeled_batch"] else 0,
         "data_sha256": config["data"],
     }
-    validation = read_json(folder / "validation.json") or {}
-    summary = {"scans": len(validation.get("cases", {})), "mean": _rounded(validation.get("mean", {}))}
+    summary = _summary(read_json(folder / "validation.json"), state["step"], loop["iterations"])
     entries = {"license": config["license"], "notice": NOTICE, "training": training, "validation": summary}
     return method.deployed(), replace(spec, card={**entries, **(card or {})})
+
+
+def remark(spec: ModelSpec) -> str | None:
+    """What the user should know of an exported run: it is unfinished, or the card has no figures of it."""
+    training = spec.card.get("training", {})
+    done, planned = training.get("iterations", 0), training.get("planned_iterations", 0)
+    parts = [f"the run is unfinished, at step {done} of {planned}"] if done < planned else []
+    if spec.card.get("validation") == {}:
+        parts.append(f"no validation of step {done} is there, so the card has no figures")
+    return "; ".join(parts) or None
+
+
+def _summary(validation: dict[str, Any] | None, step: int, planned: int) -> dict[str, Any]:
+    """The card's figures; none when they are of another step.
+
+    Older versions wrote no step: their figures are those of the last one, so they count for a finished run alone.
+    """
+    if validation is None or validation.get("step", planned) != step:
+        return {}
+    return {"scans": len(validation["cases"]), "mean": _rounded(validation["mean"])}
 
 
 def _rounded(mean: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:

@@ -51,16 +51,16 @@ class Checked:
     facts: dict[str, CaseFacts]
 
     def stop_on_errors(self) -> None:
-        """Raise E-DATA-CHECK that lists every error, if there is one."""
+        """Raise E-DATA-CHECK if there is an error: how many, and the first one. The findings tell the others."""
         errors = [finding for finding in self.findings if finding.severity == "error"]
         if errors:
             exits = {finding.exit for finding in errors}
-            lines = "; ".join(f"{e.code} {e.path}: {e.message}" for e in errors)
+            first, count = errors[0], f"{len(errors)} errors, the first is" if len(errors) > 1 else "1 error,"
             raise SegError(
                 "E-DATA-CHECK",
                 exits.pop() if len(exits) == 1 else Exit.INPUT_REFUSED,
-                errors[0].path,
-                f"{len(errors)} errors: {lines}",
+                first.path,
+                f"{count} {first.code}: {first.message}",
                 REPAIR,
             )
 

@@ -87,7 +87,13 @@ def _train(settings: Any, resume: bool, quiet: bool) -> None:
 
     from .job import train
 
-    console = Console(stderr=True, quiet=quiet, highlight=False)
+    console = Console(stderr=True, highlight=False)
+
+    def tell(text: str) -> None:
+        """One message as it is: names of files are neither wrapped, nor read as markup or emoji."""
+        if not quiet or text.startswith("error: "):
+            console.print(text, soft_wrap=True, markup=False, emoji=False)
+
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
@@ -104,14 +110,13 @@ def _train(settings: Any, resume: bool, quiet: bool) -> None:
                 task, completed=step, total=total, description=f"loss {sum(losses.values()):.4f}  {rate:.2f} it/s"
             )
 
-        result = train(settings, resume=resume, say=lambda text: progress.print(text, markup=False), report=report)
+        result = train(settings, resume=resume, say=tell, report=report)
     for label, mean in result["mean"].items():
-        console.print(
+        tell(
             f"{label:<16} Dice {mean['dice']:.4f}  Jaccard {mean['jaccard']:.4f}  "
-            f"95HD {mean['hd95']:.2f} mm  ASD {mean['asd']:.2f} mm",
-            markup=False,
+            f"95HD {mean['hd95']:.2f} mm  ASD {mean['asd']:.2f} mm"
         )
-    console.print(f"next: seg-export {settings.output} -o model.onnx", markup=False)
+    tell(f"next: seg-export {settings.output} -o model.onnx")
 
 
 def main() -> NoReturn:

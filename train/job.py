@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from seg.infer import __version__
-from seg.infer.errors import Exit, SegError
+from seg.infer.errors import Exit, SegError, printable
+from seg.infer.machine import available_memory
 from seg.infer.spec import ModelSpec
 
 from .augment import WeakAugmentation
@@ -70,10 +71,10 @@ def precision_of(name: str, device: torch.device) -> torch.dtype:
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes the training may take: free device memory, or available system memory."""
+    """Bytes the training may take: free device memory, or what this process may still get of the system's."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return available_memory()
 
 
 def prepare_job(settings: Settings, say: Callable[[str], None], device: torch.device) -> Prepared:
@@ -86,13 +87,13 @@ def prepare_job(settings: Settings, say: Callable[[str], None], device: torch.de
     dataset = discover(settings.data)
     split = choose_split(dataset, settings.labeled, settings.split, settings.seed)
     for note in (*dataset.notes, *split.notes):
-        say(f"note: {note}")
+        say(f"note: {printable(note)}")
     say(
         f"{len(split.labeled)} labelled, {len(split.unlabeled)} unlabelled, {len(split.val)} validation cases; checking"
     )
     checked = check_dataset(split, dataset.label_names)
     for finding in checked.findings:
-        say(f"{finding.severity}: {finding.code} {finding.path}: {finding.message}")
+        say(printable(f"{finding.severity}: {finding.code} {finding.path}: {finding.message}"))
     checked.stop_on_errors()
     training = [checked.facts[case.id] for case in (*split.labeled, *split.unlabeled) if case.id in checked.facts]
     network: Any = NETWORKS[settings.network]
@@ -233,27 +234,22 @@ def train(
 
     Raises
     ------
-    SegError : E-RUN-EXISTS when the folder holds a run and `resume` is not set; E-RUN-CONFIG when the settings or data
-        differ from the run's; and all that preparing and training raise.
+    SegError : E-OUT-SAME and E-RUN-EXISTS when the folder is no place for a new run; E-RUN-NONE when there is none to
+        resume; E-RUN-CONFIG when the settings or data differ from the run's; and all that preparing and training raise.
     """
     folder = Path(settings.output)
     _refuse_bad_options(settings)
     device = device_of(settings.device)
     precision = precision_of(settings.precision, device)
+    _refuse_folder(folder, settings.data, resume)
     with locked(folder):
-        if (folder / CONFIG).exists() and not resume:
-            raise SegError(
-                "E-RUN-EXISTS",
-                Exit.OUTPUT,
-                str(folder),
-                "a run is here already",
-                "continue it with --resume, or choose another folder",
-            )
-        if resume and (folder / CONFIG).exists() and settings.window is None:
+        if not resume:
+            _refuse_run(folder)  # it may have begun since
+        elif settings.window is None:
             # The planned window depends on the memory that was free then.
             settings = replace(settings, window=ModelSpec.from_dict(read_config(folder)["spec"]).window)
         job = prepare_job(settings, say, device)
-        if resume and (folder / CONFIG).exists():
+        if resume:
             _refuse_changes(folder, job.config)
         else:
             write_json(folder / CONFIG, job.config)
@@ -265,9 +261,34 @@ def train(
         say(f"training on {device} in {str(precision).removeprefix('torch.')}, from step {loop.step}")
         loop.run()
         result = validate(loop.method.deployed(), job.split.val, job.spec, device, torch.float32)
-        result["seconds"] = round(time.monotonic() - began, 1)
+        result |= {"step": loop.step, "seconds": round(time.monotonic() - began, 1)}
         write_json(folder / "validation.json", result)
         return result
+
+
+def _refuse_folder(folder: Path, data: Sequence[str], resume: bool) -> None:
+    """Before anything is written: a run among the scans, over other files, or continued from nothing."""
+    run = folder.resolve()
+    for source in map(Path, data):
+        scans = source.resolve()
+        if run == scans or scans in run.parents or run in scans.parents:
+            where = "is" if run == scans else "is inside" if scans in run.parents else "contains"
+            found, fix = f"{where} the data folder {source}", "choose a folder beside it"
+            raise SegError("E-OUT-SAME", Exit.OUTPUT, str(folder), found, fix)
+    if not resume:
+        _refuse_run(folder)
+        with suppress(OSError):  # absent is fine, and `locked` tells the rest
+            if any(not path.name.startswith(".") for path in folder.iterdir()):
+                found, fix = "holds other files and no run", "choose an empty or a new folder"
+                raise SegError("E-RUN-EXISTS", Exit.OUTPUT, str(folder), found, fix)
+    elif not (folder / CONFIG).exists():
+        raise SegError("E-RUN-NONE", Exit.MODEL, str(folder), "nothing to resume", "train without --resume")
+
+
+def _refuse_run(folder: Path) -> None:
+    if (folder / CONFIG).exists():
+        fix = "continue it with --resume, or choose another folder"
+        raise SegError("E-RUN-EXISTS", Exit.OUTPUT, str(folder), "a run is here already", fix)
 
 
 def _resume(loop: Loop, folder: Path, say: Callable[[str], None]) -> None:
@@ -300,8 +321,8 @@ def _loop(
     # there is no rest.
     data = Data(labeled, prepare_all(unlabeled, job.spec) if unlabeled else labeled)
 
-    def check(network: torch.nn.Module) -> dict[str, Any]:
-        result = validate(network, job.split.val, job.spec, device, precision)
+    def check(network: torch.nn.Module, step: int) -> dict[str, Any]:
+        result = validate(network, job.split.val, job.spec, device, precision) | {"step": step}
         write_json(folder / "validation.json", result)
         return result
 

@@ -63,7 +63,7 @@ class Loop:
 
     Parameters
     ----------
-    validate : deployed network -> metrics with ["mean"]["foreground"]["dice"], or None.
+    validate : (deployed network, finished steps) -> metrics with ["mean"]["foreground"]["dice"], or None.
     report : called with (step, losses, steps per second) for the progress bar.
     """
 
@@ -76,7 +76,7 @@ class Loop:
         folder: Path,
         device: torch.device,
         precision: torch.dtype,
-        validate: Callable[[torch.nn.Module], dict[str, Any]] | None = None,
+        validate: Callable[[torch.nn.Module, int], dict[str, Any]] | None = None,
         report: Callable[[int, dict[str, float], float], None] = lambda *_: None,
     ) -> None:
         self.method = method.to(device)
@@ -216,7 +216,7 @@ class Loop:
             writer.add_scalar("steps_per_second", rate, step)
             self.report(step, values, rate)
         if self.validate is not None and cfg.validate_every and step % cfg.validate_every == 0 and not last:
-            mean = self.validate(self.method.deployed())["mean"]
+            mean = self.validate(self.method.deployed(), step)["mean"]
             for label, metrics in mean.items():
                 writer.add_scalar(f"dice/{label}", metrics["dice"], step)
             log.write(json.dumps({"step": step - 1, "dice": {k: m["dice"] for k, m in mean.items()}}) + "\n")

@@ -3,7 +3,7 @@
 config.json       every setting used, the model spec and the split; compared on --resume
 checkpoint.pt     newest checkpoint (checkpoint.previous.pt: the one before)
 metrics.jsonl     one line per logged step
-validation.json   per-case metrics of the newest validation
+validation.json   per-case metrics of the newest validation, and the number of steps finished before it
 tensorboard/      the same curves
 """
 

@@ -63,7 +63,11 @@ class Settings:
                 raw = tomllib.load(file)
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise SegError(
-                "E-CONFIG", Exit.USAGE, path, f"cannot be read ({error})", "give a TOML file; README shows one"
+                "E-CONFIG",
+                Exit.USAGE,
+                path,
+                f"cannot be read ({error})",
+                "give a TOML file such as those in benchmarks/recipes",
             ) from error
         values = {"method_options" if isinstance(v, dict) and k == "method" else k: v for k, v in raw.items()}
         allowed = {f.name for f in fields(self)} - {"data", "output"}
@@ -106,9 +110,16 @@ def override(defaults: S, values: dict[str, Any], where: str) -> S:
     changes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     for name, value in changes.items():
         if not _fits(value, hints[name]):
-            kind = hints[name].__name__ if isinstance(hints[name], type) else str(hints[name]).replace("typing.", "")
-            raise SegError("E-CONFIG", Exit.USAGE, "", f"[{where}] {name} is {value!r}", "correct the value", kind)
+            found, kind = f"[{where}] {name} is {value!r}", _described(hints[name])
+            raise SegError("E-CONFIG", Exit.USAGE, "", found, "correct the value", kind)
     return replace(defaults, **changes)
+
+
+def _described(hint: Any) -> str:
+    """The annotation in words: int | None, or "one of auto, fp32, bf16"."""
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
 def _fits(value: object, hint: Any) -> bool:

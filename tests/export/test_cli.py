@@ -1,6 +1,7 @@
 """seg-export at the terminal, on a run that seg-train wrote."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from seg.export.cli import app
-from seg.export.run import load_run
+from seg.export.run import load_run, remark
 from seg.infer.artifact import load
 from seg.infer.spec import ModelSpec
 from seg.train import job
@@ -80,6 +81,7 @@ def test_run_becomes_an_artifact(run: Run, trained: Path, tmp_path: Path) -> Non
     status, text = run(trained, "-o", out, "--card", tmp_path / "card.toml")
     assert status == 0
     assert "differs from torch by" in text
+    assert "note:" not in text
     assert f"next: seg-infer scan.nii.gz -o mask.nii.gz -m {out}" in text
 
     spec = load(str(out)).spec
@@ -114,6 +116,56 @@ def test_what_is_exported_is_the_deployed_network(trained: Path) -> None:
     assert any(bool((mine[name] != value).any()) for name, value in method.student.state_dict().items())
 
 
+def edited(trained: Path, copy: Path, **changes: object) -> Path:
+    """The run with entries of validation.json changed; None removes one."""
+    shutil.copytree(trained, copy)
+    content = json.loads((copy / "validation.json").read_text()) | changes
+    (copy / "validation.json").write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    return copy
+
+
+def unfinished(run: Path) -> Path:
+    config = json.loads((run / "config.json").read_text())
+    config["loop"]["iterations"] = 5
+    (run / "config.json").write_text(json.dumps(config))
+    return run
+
+
+@pytest.mark.parametrize("step", [3, None])  # None: as older versions wrote it
+def test_figures_of_the_exported_step_are_in_the_card(trained: Path, tmp_path: Path, step: int | None) -> None:
+    _, spec = load_run(edited(trained, tmp_path / "run", step=step))
+    assert spec.card["validation"]["scans"] == 1
+    assert remark(spec) is None
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_figures_of_another_step_are_not(trained: Path, tmp_path: Path, step: int) -> None:
+    _, spec = load_run(edited(trained, tmp_path / "run", step=step))
+    assert spec.card["validation"] == {}
+    assert remark(spec) == "no validation of step 3 is there, so the card has no figures"
+
+
+@pytest.mark.parametrize(("step", "scans"), [(3, 1), (2, None), (None, None)])
+def test_an_unfinished_run_is_told(trained: Path, tmp_path: Path, step: int | None, scans: int | None) -> None:
+    _, spec = load_run(unfinished(edited(trained, tmp_path / "run", step=step)))
+    assert spec.card["validation"].get("scans") == scans
+    text = remark(spec)
+    assert text is not None
+    assert text.startswith("the run is unfinished, at step 3 of 5")
+    assert ("no figures" in text) is (scans is None)
+
+
+def test_the_note_is_one_line(run: Run, trained: Path, tmp_path: Path) -> None:
+    folder, out = unfinished(edited(trained, tmp_path / "run", step=2)), tmp_path / "m.onnx"
+    status, text = run(folder, "-o", out)
+    assert status == 0
+    assert [line for line in text.splitlines() if line.startswith("note: ")] == [
+        "note: the run is unfinished, at step 3 of 5; no validation of step 3 is there, so the card has no figures"
+    ]
+    assert load(str(out)).spec.card["validation"] == {}
+    assert run(folder, "-o", out, "--overwrite", "-q") == (0, "")
+
+
 def refused(run: Run, status: int, code: str, *arguments: object) -> None:
     found, text = run(*arguments)
     assert found == status
@@ -130,6 +182,26 @@ def test_existing_file(run: Run, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_text("mine")
     refused(run, 30, "E-OUT-EXISTS", trained, "-o", tmp_path / "m.onnx")
     assert (tmp_path / "m.onnx").read_text() == "mine"
+
+
+def test_the_target_is_checked_before_torch_is_loaded(tmp_path: Path) -> None:
+    """Every target here is bad, and so is the run: the target is told, and torch stays out."""
+    (tmp_path / "there.onnx").write_text("mine")
+    (tmp_path / "folder.onnx").mkdir()
+    code = (
+        "import sys\n"
+        "from seg.export.cli import app\n"
+        "try: app(sys.argv[1:])\n"
+        "except SystemExit as end: status = end.code\n"
+        "assert not {'torch', 'onnx'} & set(sys.modules)\n"
+        "sys.exit(status)\n"
+    )
+    targets = [("there.onnx", "E-OUT-EXISTS"), ("folder.onnx", "E-OUT-DIR"), ("none/m.onnx", "E-OUT-DIR")]
+    for target, expected in targets:
+        command = [sys.executable, "-c", code, str(tmp_path / "no-run"), "-o", str(tmp_path / target)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, f"error {expected}: " in done.stderr) == (30, True), done.stderr
+    assert (tmp_path / "there.onnx").read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", ["none", "empty", "garbage"])
@@ -151,6 +223,29 @@ def test_bad_card(run: Run, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "card.toml").write_text("license = ")
     refused(run, 2, "E-CONFIG", trained, "-o", tmp_path / "m.onnx", "--card", tmp_path / "card.toml")
     refused(run, 2, "E-CONFIG", trained, "-o", tmp_path / "m.onnx", "--card", tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("toml", "key"),
+    [
+        ("precision = 'int8'", "precision"),
+        ("notice = 'a medical device'", "notice"),
+        ("[validation.mean.foreground]\ndice = 1.0", "validation"),
+        ("training = 'none'", "training"),
+        ("data = 'mine'\nauthor = 'me'", "author"),
+        ("limits = ['none']", "limits"),
+        ("license = 2", "license"),
+    ],
+)
+def test_a_card_writes_its_own_entries_alone(run: Run, trained: Path, tmp_path: Path, toml: str, key: str) -> None:
+    (tmp_path / "card.toml").write_text(toml)
+    status, text = run(trained, "-o", tmp_path / "m.onnx", "--card", tmp_path / "card.toml")
+    assert status == 2
+    assert text.startswith(f"seg-export: error E-CONFIG: {tmp_path / 'card.toml'}: ")
+    found = text.removeprefix(f"seg-export: error E-CONFIG: {tmp_path / 'card.toml'}: ")
+    assert found.startswith((f"unknown entry {key},", f"{key} is "))
+    assert text.count("\n") == 1
+    assert not (tmp_path / "m.onnx").exists()
 
 
 def test_missing_arguments(run: Run) -> None:

@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from seg.export import onnx_
-from seg.export.onnx_ import GOLDEN_EXTENT, OPSET, Parity, export, golden_error, relative_error, verify
+from seg.export.onnx_ import GOLDEN_EXTENT, OPSET, Parity, export, verify
 from seg.infer import __version__
 from seg.infer.artifact import Artifact, load
 from seg.infer.backends import open_backend
 from seg.infer.errors import Exit, SegError
+from seg.infer.selftest import golden_error
 from seg.infer.spec import ModelSpec, Normalisation
 from seg.train.networks.vnet import VNet
 
@@ -82,7 +83,7 @@ def test_batch_and_extents_are_dynamic(exported: tuple[Path, ModelSpec, Parity],
         expected = torch_logits(x)
         found = run(x)
         assert found.shape == (shape[0], 2, *shape[2:])
-        assert relative_error(found, expected) < 1e-5
+        assert golden_error(found, expected) < 1e-5
 
 
 def test_file_is_valid_onnx_of_one_opset(exported: tuple[Path, ModelSpec, Parity]) -> None:
@@ -112,10 +113,11 @@ def test_golden_pair(exported: tuple[Path, ModelSpec, Parity], artifact: Artifac
     assert golden is not None
     assert golden.x.shape == (1, 1, *(GOLDEN_EXTENT * 16,) * 3)
     assert golden.x.std() > 0.9
-    assert relative_error(torch_logits(golden.x.astype(np.float32)), golden.logits) < 1e-6
+    assert golden_error(torch_logits(golden.x.astype(np.float32)), golden.logits) < 1e-6
     backend = open_backend("openvino", str(exported[0]), "cpu", threads=1)
-    assert golden_error(backend, golden) < 1e-5
-    assert golden_error(backend, replace(golden, logits=golden.logits[:, ::-1])) > 0.01
+    found = backend.run(golden.x.astype(np.float32))
+    assert golden_error(found, golden.logits) < 1e-5
+    assert golden_error(found, golden.logits[:, ::-1]) > 0.01
 
 
 def test_same_network_gives_the_same_bytes(exported: tuple[Path, ModelSpec, Parity], tmp_path: Path) -> None:
@@ -176,7 +178,22 @@ def test_unproven_export_leaves_no_file(quick: None, tmp_path: Path, fault: str)
 def test_place_that_cannot_be_written(quick: None, tmp_path: Path) -> None:
     with pytest.raises(SegError) as caught:
         export(network(), SPEC, str(tmp_path / "none" / "m.onnx"))
-    assert (caught.value.code, caught.value.exit) == ("E-OUT-WRITE", Exit.OUTPUT)
+    assert (caught.value.code, caught.value.exit) == ("E-OUT-DIR", Exit.OUTPUT)
+
+
+def test_it_is_verified_hidden_beside_the_target(quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[tuple[Path, list[str]]]()
+
+    def watched(module: VNet, path: str, *arguments: object) -> Parity:
+        seen.append((Path(path), [p.name for p in tmp_path.iterdir()]))
+        return Parity(0.0, 1.0)
+
+    monkeypatch.setattr(onnx_, "verify", watched)
+    export(network(), SPEC, str(tmp_path / "m.onnx"))
+    [(place, names)] = seen
+    assert place.parent.parent == tmp_path
+    assert [name[0] for name in names] == ["."]
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
 
 
 def test_tampered_graph_is_refused(exported: tuple[Path, ModelSpec, Parity], tmp_path: Path) -> None:

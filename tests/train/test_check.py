@@ -95,7 +95,8 @@ def test_one_fault_one_finding(folder: Path, fault: Fault, code: str, path: str,
     with pytest.raises(SegError) as caught:
         result.stop_on_errors()
     assert (caught.value.code, caught.value.exit) == ("E-DATA-CHECK", result.findings[0].exit)
-    assert code in caught.value.found
+    assert caught.value.path == str(folder / f"{path}.nii.gz")
+    assert caught.value.found == f"1 error, {code}: {result.findings[0].message}"
 
 
 def test_every_fault_is_listed_at_once(folder: Path) -> None:
@@ -113,6 +114,8 @@ def test_every_fault_is_listed_at_once(folder: Path) -> None:
     with pytest.raises(SegError, match="4 errors") as caught:
         result.stop_on_errors()
     assert caught.value.exit == Exit.INPUT_REFUSED
+    assert caught.value.path == str(image_of(folder, "p1"))
+    assert caught.value.found == f"4 errors, the first is E-NII-NONFINITE: {result.findings[0].message}"
 
 
 def test_a_damaged_file_alone_exits_as_corrupt(folder: Path) -> None:

@@ -114,6 +114,40 @@ def test_bad_settings_exit_2_before_data_are_read(run: Run, tmp_path: Path, toml
     assert text.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("toml", "expected"),
+    [
+        ("precision = 'fp8'", "one of auto, fp32, bf16"),
+        ("tiling = 'never'", "one of free, window"),
+        ("width = 'four'", "int | None"),
+        ("width = ", "benchmarks/recipes"),
+    ],
+)
+def test_what_was_expected_is_in_words(run: Run, tmp_path: Path, toml: str, expected: str) -> None:
+    (tmp_path / "c.toml").write_text(toml)
+    _, text = run(tmp_path / "no-data", "-o", tmp_path / "run", "--config", tmp_path / "c.toml")
+    assert expected in text
+    assert "Literal" not in text
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_each_finding_is_one_line(run: Run, tmp_path: Path, write_cases: Callable[..., Path], quiet: bool) -> None:
+    """Off a terminal, with names that are long, and look like markup and emoji; the last line repeats none of them."""
+    data = write_cases(tmp_path / ("a" * 90 + " [b] :smile:") / "data", 4, (16, 16, 16))
+    images = [data / "images" / f"scan{n:02}.nii.gz" for n in (1, 2)]
+    for image in images:
+        image.write_bytes(b"no scan")
+    status, text = run(data, "-o", tmp_path / "run", *TINY, *(["-q"] if quiet else []))
+    assert status == 11
+    lines = text.splitlines()
+    findings = [line for line in lines if line.startswith("error: ")]
+    named = [line.split(": ")[1].split(" ", 1)[1] for line in findings]
+    assert sorted(named) == [str(image) for image in images]
+    assert lines[-1].startswith(f"seg-train: error E-DATA-CHECK: {named[0]}: 2 errors, the first is E-NII-")
+    assert named[1] not in lines[-1]
+    assert len(lines) == (3 if quiet else 4)
+
+
 def test_no_data_folder(run: Run, tmp_path: Path) -> None:
     status, text = run(tmp_path / "none", "-o", tmp_path / "run")
     assert status == 10
@@ -132,6 +166,59 @@ def test_run_folder_that_cannot_be_made(run: Run, data: Path, tmp_path: Path) ->
     status, text = run(data, "-o", tmp_path / "file" / "run")
     assert status == 30
     assert "E-RUN-DIR" in text
+
+
+def everything(root: Path) -> list[tuple[str, bytes]]:
+    return sorted((str(path), path.read_bytes() if path.is_file() else b"") for path in root.rglob("*"))
+
+
+@pytest.mark.parametrize("place", ["data", "data/run", "data/images", ".", "link", "link/run"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_among_the_scans_is_refused(
+    run: Run, tmp_path: Path, write_cases: Callable[..., Path], place: str, resume: bool
+) -> None:
+    data = write_cases(tmp_path / "data", 4, (16, 16, 16))
+    (tmp_path / "link").symlink_to(data)
+    before = everything(tmp_path)
+    status, text = run(data, "-o", tmp_path / place, *TINY, *(["--resume"] if resume else []))
+    assert status == 30
+    assert text.startswith(f"seg-train: error E-OUT-SAME: {tmp_path / place}: ")
+    assert text.count("\n") == 1
+    assert everything(tmp_path) == before
+
+
+def test_a_folder_of_other_files_is_refused(run: Run, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    status, text = run(data, "-o", tmp_path, *TINY)
+    assert status == 30
+    assert text.startswith(f"seg-train: error E-RUN-EXISTS: {tmp_path}: ")
+    assert everything(tmp_path) == [(str(tmp_path / "thesis.tex"), b"mine")]
+
+
+def test_the_lock_of_a_refused_training_is_no_other_file(
+    run: Run, tmp_path: Path, write_cases: Callable[..., Path]
+) -> None:
+    data = write_cases(tmp_path / "data", 4, (16, 16, 16))
+    image = data / "images" / "scan01.nii.gz"
+    whole = image.read_bytes()
+    image.write_bytes(b"no scan")
+    assert run(data, "-o", tmp_path / "run", *TINY)[0] == 11
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    image.write_bytes(whole)
+    assert run(data, "-o", tmp_path / "run", *TINY)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["none", "empty", "other"])
+def test_nothing_to_resume(run: Run, data: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("mine")
+    before = everything(tmp_path)
+    status, text = run(data, "-o", tmp_path / name, "--resume", *TINY)
+    assert status == 20
+    assert text.startswith("seg-train: error E-RUN-NONE: ")
+    assert "nothing to resume" in text
+    assert everything(tmp_path) == before
 
 
 def test_flags_win_over_the_file(run: Run, data: Path, tmp_path: Path) -> None:

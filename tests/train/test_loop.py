@@ -152,6 +152,18 @@ def test_undisturbed_run(workplace: Path) -> None:
     ]
 
 
+def test_validation_tells_its_step(workplace: Path) -> None:
+    assert json.loads((workplace / "full" / "validation.json").read_text())["step"] == STEPS
+    with pytest.raises(Interrupted):
+        train(workplace, "between", report=interrupt_at(6))
+    assert json.loads((workplace / "between" / "validation.json").read_text())["step"] == 4
+
+
+def test_memory_is_what_the_container_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "available_memory", lambda: 12345)
+    assert job.memory_of(torch.device("cpu")) == 12345
+
+
 def test_killed_and_resumed_is_the_same_run(workplace: Path) -> None:
     step = random.randint(1, 4)
     run = start(workplace, "killed")
