@@ -59,7 +59,7 @@ def _export(
     from pathlib import Path
 
     from seg.infer.errors import Exit, SegError
-    from seg.infer.inputs import refuse_unwritable
+    from seg.infer.outputs import refuse_unwritable
 
     if not output.endswith(".onnx"):
         raise SegError("E-OUT-SUFFIX", Exit.USAGE, output, "an artifact is an ONNX file", "end the name in .onnx")

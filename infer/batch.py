@@ -13,8 +13,9 @@ from .compute import ComputeOptions, blends_features, plan_header, stored_precis
 from .console import say
 from .display import Display
 from .errors import Exit, SegError, printable
-from .inputs import Batch, Job, plan_jobs, plan_previews, plan_sides
+from .inputs import Batch, Job, plan_jobs
 from .manifest import Finished, Manifest
+from .outputs import plan_previews, plan_sides
 from .pipeline import Extras, ReadOptions, process
 from .plan import PROTOCOLS, TilingOptions
 from .report import Report, write_statistics

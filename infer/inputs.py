@@ -4,15 +4,14 @@ A word is a file, a folder, a quoted pattern or, after @, a list of paths. What 
 """
 
 import glob
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from .atomic import refuse_existing
 from .errors import Exit, SegError
 from .nifti_write import check_output
+from .outputs import make_folder
 
 SUFFIXES = (".nii.gz", ".nii")
 PAIR_SUFFIXES = (".hdr.gz", ".hdr")
@@ -197,7 +196,7 @@ def plan_jobs(
         found = f"one file cannot hold {len(files)} masks" if len(files) > 1 else "a folder, pattern or list needs one"
         raise SegError("E-OUT-SUFFIX", Exit.USAGE, output, found, "give a folder with -o")
     if make:
-        _make_folder(output)
+        make_folder(output)
     for word in words:
         if os.path.isdir(word) and os.path.isdir(output) and os.path.samefile(word, output):
             found, fix = "is the folder of the scans: the masks would be scans next time", "choose another folder"
@@ -217,64 +216,6 @@ def _outputs(jobs: Sequence[Job], probabilities: bool) -> list[str]:
     return [path for job in jobs for path in ((job.mask, job.probabilities) if probabilities else (job.mask,))]
 
 
-def plan_previews(target: str | None, jobs: Sequence[Job], overwrite: bool = False) -> dict[str, str]:
-    """Where each scan's picture goes: mask path -> PNG path. Several scans need a folder, which is made.
-
-    Raises
-    ------
-    SegError : E-OUT-* when it cannot be written.
-    """
-    if target is None:
-        return {}
-    if len(jobs) == 1 and not os.path.isdir(target):
-        if not target.lower().endswith(".png"):
-            raise SegError("E-OUT-SUFFIX", Exit.USAGE, target, "a preview is a PNG", "end the name in .png")
-        refuse_unwritable(target, overwrite)
-        return {jobs[0].mask: target}
-    _make_folder(target)
-    pictures = {job.mask: os.path.join(target, job.name + ".png") for job in jobs}
-    for picture in pictures.values():
-        refuse_existing(picture, overwrite)
-    return pictures
-
-
-def plan_sides(*paths: str | None, overwrite: bool = False) -> None:
-    """Check side outputs before any work: distinct, named .json, writable, and not somebody else's file.
-
-    A report or statistics of an earlier call may be replaced.
-
-    Raises
-    ------
-    SegError : E-OUT-SUFFIX (exit 2), E-OUT-SAME, E-OUT-EXISTS or E-OUT-DIR (exit 30).
-    """
-    given = [path for path in paths if path is not None]
-    for path in given:
-        if not path.lower().endswith(".json"):
-            raise SegError("E-OUT-SUFFIX", Exit.USAGE, path, "is no name for a JSON file", "end the name in .json")
-        refuse_unwritable(path, overwrite or _is_ours(path))
-    if len({os.path.abspath(path) for path in given}) < len(given):
-        raise SegError("E-OUT-SAME", Exit.OUTPUT, given[0], "is named for two outputs", "choose another name")
-
-
-def _is_ours(path: str) -> bool:
-    """Whether a JSON file was written by --report or --statistics."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and (content.get("command") == "seg-infer" or "graph_sha256" in content)
-
-
-def refuse_unwritable(path: str, overwrite: bool) -> None:
-    """Check before any work that a side output can be written. Raises SegError E-OUT-DIR or E-OUT-EXISTS."""
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder) or not os.access(folder, os.W_OK) or os.path.isdir(path):
-        found = "is a folder" if os.path.isdir(path) else f"{folder} is not a folder that can be written"
-        raise SegError("E-OUT-DIR", Exit.OUTPUT, path, found, "choose another place")
-    refuse_existing(path, overwrite)
-
-
 def _identities(paths: Iterable[str]) -> dict[tuple[int, int], str]:
     """(device, inode) -> path, of those that are there."""
     found: dict[tuple[int, int], str] = {}
@@ -285,11 +226,3 @@ def _identities(paths: Iterable[str]) -> dict[tuple[int, int], str]:
             continue
         found[state.st_dev, state.st_ino] = path
     return found
-
-
-def _make_folder(path: str) -> None:
-    try:
-        os.makedirs(path, exist_ok=True)
-    except (OSError, ValueError) as error:
-        found = f"cannot be made ({getattr(error, 'strerror', None) or error})"
-        raise SegError("E-OUT-DIR", Exit.OUTPUT, path, found, "choose another folder") from error
