@@ -23,7 +23,7 @@ class WeakAugmentation:
     contrast : log-gain and log-gamma, uniform in +-, about the crop's mean.
     brightness : offset in standard deviations, uniform in +-.
     noise : upper bound of Gaussian noise in standard deviations.
-    mirror : axes mirrored with probability 1/2.
+    mirror : axes mirrored with probability 1/2; none by default, for left is not right, nor anterior posterior.
     rot90 : rotation by multiples of 90 degrees in the x-y plane (the papers' RandomRotFlip).
     """
 
@@ -32,7 +32,7 @@ class WeakAugmentation:
     contrast: float = 0.3
     brightness: float = 0.2
     noise: float = 0.15
-    mirror: tuple[int, ...] = (0, 1, 2)
+    mirror: tuple[int, ...] = ()
     rot90: bool = False
 
     @property
