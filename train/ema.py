@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class Ema(nn.Module):
     """A gradient-free copy of a network that follows it.
 
-    The rate is alpha = min(1 - 1 / (t + 1), decay): after step 0 the copy is the student (UA-MT, methods.md section 2).
+    The rate is alpha = min(1 - 1 / (t + 1), decay): after step 0 the copy is the student (UA-MT).
     Batch-norm running statistics are averaged alike.
     """
 

@@ -10,7 +10,7 @@ SMOOTH = 1e-5
 def soft_dice(p: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:
     """Dice loss 1 - (2 sum pt + s) / (sum p^2 + sum t^2 + s), one ratio over the whole batch.
 
-    Source: losses.dice_loss of the UA-MT and CrossMatch repositories (methods.md section 0, "D2").
+    Source: losses.dice_loss of the UA-MT and CrossMatch repositories.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """Strong views of CrossMatch, in batch on the training device: bias field, gamma, blur; and CutMix boxes.
 
-Source: LA/code/dataloaders/la_heart.py of the official repository and torchio 0.19's definitions (methods.md 13.2).
+Source: LA/code/dataloaders/la_heart.py of the official repository and torchio 0.19's definitions.
 """
 
 import torch
@@ -28,7 +28,7 @@ def _strong_view(u: Tensor, generator: torch.Generator) -> Tensor:
     field = bias_field(len(u), u.shape[2:], generator)[:, None]
     exponent = torch.exp(LOG_GAMMA * (2 * _rand(generator, len(u), 1, 1, 1, 1) - 1))
     biased = u * field
-    # z-scored data are negative in part: the sign is kept (methods.md 13.2)
+    # z-scored data are negative in part: the sign is kept
     jittered = biased.sign() * biased.abs().clamp_min(1e-12) ** exponent
     view = torch.where(jitter, jittered, u)
     low, high = BLUR_SIGMA

@@ -44,7 +44,7 @@ class MethodConfig:
 
     labeled_batch: int = 4
     unlabeled_batch: int = 0
-    dropout: float = 0.5  # V-Net's own, bottleneck and head (methods.md section 0)
+    dropout: float = 0.5  # V-Net's own, bottleneck and head
     optimizer: Literal["sgd", "adamw"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 1e-4

@@ -2,7 +2,7 @@
 
 Every unlabelled scan has five predictions: wn (weak image, no feature perturbation: the teacher), ww, ws, sw, ss
 (weak/strong image x weak/strong feature perturbation), and the clean predictions of the two strong views, s1 and s2.
-Losses (equations 10 to 12, methods.md 13.8):
+Losses (equations 10 to 12):
 
     L_ip  = mean of D(s1; wn), D(s2; wn)                        image perturbation
     L_tkd = mean of D(ww; wn), D(ws; wn), D(sw; wn), D(ss; wn)  teacher distillation
@@ -10,7 +10,7 @@ Losses (equations 10 to 12, methods.md 13.8):
     L     = scale * (L_sup + w_ip L_ip + w_kd ((1 - eta) L_tkd + eta L_dkd))
 
 D is the Dice loss against hard targets where the teacher is confident. Paper, paper-time code and today's code disagree
-(methods.md 13.9); `Config` covers all three and the presets say which value comes from where. Common to all: the box of
+; `Config` covers all three and the presets say which value comes from where. Common to all: the box of
 CutMix has the volume drawn, and the CutMix partner is the batch reversed unless `mix_batch` asks for the official third
 loader. Batch norm sees what is stacked: `teacher="stacked"` makes the published two passes, [x, u] and [s1, s2], with
 the teacher among the streams; otherwise one pass holds all images and the teacher stands apart, without gradient.
@@ -49,7 +49,7 @@ class CrossMatchConfig(MethodConfig):
     gap: float = 0.5  # Table 5: weak p = (1 - gap) / 2, strong p = (1 + gap) / 2
     perturbation: Perturbation = "dropout"  # Fig. 5
     threshold: float = 0.85  # paper, section IV
-    threshold_ramp: bool = False  # official: (c + (1 - c) r(step)) * ln 2 from the second step on (methods.md 13.5)
+    threshold_ramp: bool = False  # official: (c + (1 - c) r(step)) * ln 2 from the second step on
     mix_batch: int = 0  # official: CutMix partners from a third loader; 0 takes the batch reversed
     teacher: Literal["stacked", "apart", "ema"] = "ema"
     ema: float = 0.99
@@ -135,7 +135,7 @@ class CrossMatch(Method):
 
     @torch.no_grad()
     def _partner_logits(self, x: Tensor, partner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Teacher, weakly and strongly perturbed logits of the third loader's crops (methods.md 13.4)."""
+        """Teacher, weakly and strongly perturbed logits of the third loader's crops."""
         clean = (self._mean_teacher or self.student)(partner)
         _, _, weak, strong = self._stacked(x, partner)
         return clean, weak, strong
@@ -230,5 +230,5 @@ class _Target:
 
 
 def _gaussian_ramp(t: float) -> float:
-    """exp(-5 (1 - t)^2), 1 from t = 1 on (methods.md section 0)."""
+    """exp(-5 (1 - t)^2), 1 from t = 1 on."""
     return math.exp(-5.0 * (1.0 - min(max(t, 0.0), 1.0)) ** 2)

@@ -1,8 +1,8 @@
 """Supervised training on the labelled scans alone: the baseline, and the choice when everything is labelled.
 
-Source: UA-MT code/train_LA.py (methods.md section 1): 0.5 * (CE + Dice), batch 4. Its SGD 0.01 with steps is
-`optimizer="sgd", lr=0.01, schedule="step", dropout=0.5, ema=0`; the default here is AdamW with the polynomial schedule and averaged
-weights, which reaches the same Dice in fewer iterations.
+Source: UA-MT code/train_LA.py: 0.5 * (CE + Dice), batch 4. Its SGD 0.01 with steps is
+`optimizer="sgd", lr=0.01, schedule="step", dropout=0.5, ema=0`; the default here is AdamW with the polynomial schedule
+and averaged weights.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """V-Net as the semi-supervised left-atrium papers use it: no residuals, added skips, batch norm.
 
-Source: methods.md section 0 (UA-MT code/networks/vnet.py, identical layer list in CrossMatch LA/code/networks/vnet.py).
+Source: UA-MT code/networks/vnet.py; CrossMatch LA/code/networks/vnet.py has the same layers.
 At width 16 with one input channel and two classes: 9,448,866 parameters.
 """
 
