@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .inputs import Job
 
 
-def plan_previews(target: str | None, jobs: Sequence[Job], overwrite: bool = False) -> dict[str, str]:
+def plan_previews(target: str | None, jobs: "Sequence[Job]", overwrite: bool = False) -> dict[str, str]:
     """Where each scan's picture goes: mask path -> PNG path. Several scans need a folder, which is made.
 
     Raises
