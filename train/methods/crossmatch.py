@@ -9,9 +9,10 @@ Losses (equations 10 to 12):
     L_dkd = mean of D(sw; ww), D(ss; ws)                        assistant distillation
     L     = scale * (L_sup + w_ip L_ip + w_kd ((1 - eta) L_tkd + eta L_dkd))
 
-D is the Dice loss against hard targets where the teacher is confident. Paper, paper-time code and today's code differ;
-`Config` covers all three and the presets say which value comes from where. Common to all: the box of CutMix has the
-volume drawn, and the CutMix partner is the batch reversed unless `mix_batch` asks for the official third loader. Batch norm sees what is stacked: `teacher="stacked"` makes the published two passes, [x, u] and [s1, s2], with
+D is the Dice loss against hard targets where the teacher is confident. Paper, paper-time code and today's code
+differ; `Config` covers all three and the presets say which value comes from where. Common to all: the box of CutMix
+has the volume drawn, and the CutMix partner is the batch reversed unless `mix_batch` asks for the official third
+loader. Batch norm sees what is stacked: `teacher="stacked"` makes the published two passes, [x, u] and [s1, s2], with
 the teacher among the streams; otherwise one pass holds all images and the teacher stands apart, without gradient.
 Perturbations are functions of the training step: nothing of them is in `deployed()`.
 """
