@@ -24,6 +24,7 @@ from seg.infer.errors import Exit, SegError
 from seg.infer.selftest import golden_error
 from seg.infer.spec import ModelSpec
 
+from . import fp16
 from .cost import cost_of
 from .head import offer_features
 
@@ -41,7 +42,13 @@ class Parity:
 
 
 def export(
-    module: nn.Module, spec: ModelSpec, path: str, *, features: bool = False, tolerance: float = TOLERANCE
+    module: nn.Module,
+    spec: ModelSpec,
+    path: str,
+    *,
+    features: bool = False,
+    half: bool = False,
+    tolerance: float | None = None,
 ) -> tuple[ModelSpec, Parity]:
     """Write the artifact and prove it.
 
@@ -50,6 +57,8 @@ def export(
     module : (N, C, X, Y, Z) -> (N, K, X, Y, Z) logits, in evaluation mode after this call, on the CPU, float32.
     path : where the .onnx file goes; it appears there only once it is verified.
     features : offer the features before the last layer as a second output (see `head`).
+    half : weights and activations in float16 (see `fp16`).
+    tolerance : largest allowed logit error over the logits' range, if not the precision's own.
 
     Raises
     ------
@@ -62,6 +71,10 @@ def export(
     proto = _convert(module, spec)
     spec = replace(spec, cost=cost_of(module, proto, spec))
     head = offer_features(proto) if features else None
+    tolerance = tolerance if tolerance is not None else fp16.TOLERANCE if half else TOLERANCE
+    if half:
+        proto = fp16.to_half(proto)
+        spec = replace(spec, card={**spec.card, "precision": "fp16", "quantisation": {"golden_tolerance": tolerance}})
     proto, spec = describe(proto, spec, golden, head)
     onnx.checker.check_model(proto, full_check=True)
     content = proto.SerializeToString(deterministic=True)

@@ -21,7 +21,12 @@ BASE_BYTES = 160_000_000  # interpreter, libraries, compiled network without its
 SLACK = 1.15  # allocator and threads' scratch
 TILE_OVERLAP = 0.25
 # Multiply-adds per second and thread, measured with V-Nets of width 8 and 16; read from the processor's flags.
-RATES = {"fp32": {"avx512f": 30e9, "avx2": 14e9}, "bf16": {"amx_bf16": 120e9}, "int8": {"avx512_vnni": 120e9}}
+RATES = {
+    "fp32": {"avx512f": 30e9, "avx2": 14e9},
+    "fp16": {"avx512f": 30e9, "avx2": 14e9},
+    "bf16": {"amx_bf16": 120e9},
+    "int8": {"avx512_vnni": 120e9},
+}
 SLOW = 4e9
 START_SECONDS = 0.15  # what an engine does when it sees a shape for the first time
 
