@@ -15,6 +15,7 @@ from .display import Display
 from .errors import Exit, SegError, printable
 from .inputs import Batch, Job, plan_jobs
 from .manifest import Finished, Manifest
+from .nifti import NiftiHeader, inspect
 from .outputs import plan_previews, plan_sides
 from .pipeline import Extras, ReadOptions, process
 from .plan import PROTOCOLS, TilingOptions
@@ -104,7 +105,7 @@ def _run(request: Request, report: Report) -> int:
     with Display(len(batch.jobs), len(results), request.quiet, request.debug) as display:
         if todo:
             with (
-                _loading(artifact, request) as backend,
+                _loading(artifact, request, todo) as backend,
                 closing(process(todo, artifact, backend, request.computing, extras, request.reading)) as done,
             ):
                 for result in done:
@@ -127,16 +128,11 @@ def _refuse_precision(artifact: Artifact, request: Request) -> None:
 
 def _dry_run(batch: Batch, artifact: Artifact, request: Request) -> int:
     """Print the plan of every scan, from its header; nothing is loaded, computed or written."""
-    from .nifti import inspect
-
     results = []
     for job in batch.jobs:
         result = Result(job)
         try:
-            header = inspect(job.scan, prefer=request.reading.prefer)
-            if request.reading.volume is not None:
-                header = replace(header, channels=1)
-            plan = plan_header(header, artifact, request.computing, at_a_time=min(3, len(batch.jobs)))
+            plan = plan_header(_inspect(job, request), artifact, request.computing, at_a_time=min(3, len(batch.jobs)))
             result.plan = plan.as_dict()
             print(f"{printable(job.scan)}: {plan.describe()}")
         except SegError as error:
@@ -196,20 +192,37 @@ def _sides_are_there(job: Job, previews: dict[str, str], probabilities: bool) ->
 
 
 @contextmanager
-def _loading(artifact: Artifact, request: Request) -> Iterator["Future[Backend]"]:
+def _loading(artifact: Artifact, request: Request, todo: list[Job]) -> Iterator["Future[Backend]"]:
     """The network, loading in a thread of its own; after an exception nobody waits for it."""
     engine = engine_for(artifact.path, request.device)
     pool = ThreadPoolExecutor(1, "load")
     output = "features" if blends_features(artifact, request.computing) else "logits"
     asked = request.computing.precision
     precision = "bf16" if asked == "bf16" else "fp32" if engine in ONNX_ENGINES else "auto"
-    options = {"precision": precision, "threads": request.computing.threads, "output": output}
+    options: dict[str, Any] = {"precision": precision, "threads": request.computing.threads, "output": output}
+    if engine == "openvino" and len(todo) == 1:
+        options["shape"] = _expected_shape(todo[0], artifact, request)
     try:
         yield pool.submit(open_backend, engine, artifact.path, request.device, **options)
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()
+
+
+def _expected_shape(job: Job, artifact: Artifact, request: Request) -> tuple[int, ...] | None:
+    """(1, C, X, Y, Z) of the windows of a scan; None where reading it will say what is wrong."""
+    try:
+        plan = plan_header(_inspect(job, request), artifact, request.computing)
+    except SegError:
+        return None
+    return 1, len(artifact.spec.channels), *plan.tiling.window
+
+
+def _inspect(job: Job, request: Request) -> NiftiHeader:
+    """The header, as reading the scan will find it."""
+    header = inspect(job.scan, prefer=request.reading.prefer)
+    return header if request.reading.volume is None else replace(header, channels=1)
 
 
 def _status(results: list[Result]) -> int:

@@ -90,6 +90,7 @@ def seg_infer(
     volume: Annotated[int | None, typer.Option(min=0, metavar="K", help="Take volume K (from 0) of a 4D file.")] = None,
     prefer: Annotated[Literal["sform", "qform"] | None, typer.Option(help="Which form to believe where sform and qform disagree.")] = None,
     nonfinite: Annotated[Literal["refuse", "zero"], typer.Option(help="What to do with NaN and infinite voxels.")] = "refuse",
+    force_intensity: Annotated[bool, typer.Option("--force-intensity", help="Segment a scan whose intensities do not look like those the model was trained on.")] = False,
     max_voxels: Annotated[int, typer.Option(min=1, help="Refuse larger scans before reading them.")] = 2_000_000_000,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
@@ -119,7 +120,9 @@ def seg_infer(
             lists or [],
             model=model,
             device=device,
-            computing=ComputeOptions(tiling, precision, threads, memory, tta, largest_component, save_probabilities),
+            computing=ComputeOptions(
+                tiling, precision, threads, memory, tta, largest_component, save_probabilities, force_intensity
+            ),
             reading=ReadOptions(max_voxels, nonfinite, volume, prefer),
             statistics=statistics,
             preview=preview,

@@ -12,6 +12,7 @@ from .artifact import Artifact
 from .backends import Backend
 from .components import keep_largest
 from .errors import Exit, SegError
+from .intensity import check_intensities
 from .machine import available_memory, usable_threads
 from .nifti import NiftiHeader, Scan
 from .plan import Plan, TilingOptions, plan_scan
@@ -33,6 +34,7 @@ class ComputeOptions:
     mirror : average over the eight mirrorings.
     largest_component : keep the largest connected part of each class.
     probabilities : keep the probability of each class too.
+    force_intensity : compute even where the intensities cannot be those the model was made for.
     """
 
     tiling: TilingOptions = field(default_factory=TilingOptions)
@@ -42,6 +44,7 @@ class ComputeOptions:
     mirror: bool = False
     largest_component: bool = False
     probabilities: bool = False
+    force_intensity: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,10 +118,12 @@ def compute(
 
     Raises
     ------
-    SegError : E-CHANNELS, E-LIMIT-MEMORY, E-NONFINITE, E-EXTRA.
+    SegError : E-CHANNELS, E-INTENSITY, E-LIMIT-MEMORY, E-NONFINITE, E-EXTRA.
     """
     spec, volume = artifact.spec, scan.volume
     header = scan.header
+    if not options.force_intensity:
+        check_intensities(volume, spec, header.path)
     plan = plan_header(_as_read(header, volume.voxels.shape[0]), artifact, options, at_a_time=at_a_time)
     maps = np.zeros((*volume.shape, len(spec.labels) - 1), np.uint8, order="F") if options.probabilities else None
     labels = segment(

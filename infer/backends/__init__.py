@@ -9,7 +9,7 @@ Engines on CUDA offer more: `xp`, the array module they keep their data in (CuPy
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import Any, Literal, Protocol
@@ -121,6 +121,12 @@ def to_slices(x: Any) -> Any:
     """(N, C, X, Y, Z) -> (N * Z, C, X, Y), C-contiguous: what a 2D network takes. NumPy or CuPy."""
     slices = x.transpose(0, 4, 1, 2, 3).reshape(-1, *x.shape[1:4])
     return slices if slices.flags.c_contiguous else slices.copy()
+
+
+def sliced_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """Shape of `to_slices` of an array of `shape`."""
+    n, c, x, y, z = shape
+    return n * z, c, x, y
 
 
 def from_slices(y: Any, count: int) -> Any:
