@@ -154,7 +154,7 @@ def parse_config(content: Mapping[str, Any]) -> Config:
     peers = tuple(_make(Peer, item, "[[peer]]") for item in _tables(whole.pop("peer", [])))
     rules = tuple(_make(Rule, item, "[[rule]]") for item in _tables(whole.pop("rule", [])))
     parts = {name: _make(kind, whole.pop(name), f"[{name}]") for name, kind in _TABLES.items() if name in whole}
-    config = _make(Config, {**whole, "peers": peers, "rules": rules, **parts}, "the file")
+    config: Config = _make(Config, {**whole, "peers": peers, "rules": rules, **parts}, "the file")
     check(config)
     return config
 

@@ -14,17 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pynetdicom._config as settings
-from pydicom.pixels import get_decoder
-from pydicom.uid import (
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    RLELossless,
-)
+from pydicom import uid as uids
+from pydicom.pixels.decoders.base import get_decoder
 from pynetdicom import AE, evt
-from pynetdicom import sop_class as classes
+from pynetdicom.dimse_primitives import C_STORE
 
 from ..errors import Exit, SegError
 from . import log
@@ -34,22 +27,24 @@ from .metrics import Metrics
 from .names import Key
 from .objects import Facts, Truncated, read_facts
 from .queue import Arrival, Queue
-from .wire import Server, allows
+from .wire import Handler, Server, allows
 
 SUCCESS, NOT_AUTHORISED, NO_RESOURCES, MISMATCH, NOT_UNDERSTOOD = 0x0000, 0x0124, 0xA700, 0xA900, 0xC000
 VOLUMES = (
-    classes.CTImageStorage,
-    classes.EnhancedCTImageStorage,
-    classes.LegacyConvertedEnhancedCTImageStorage,
-    classes.MRImageStorage,
-    classes.EnhancedMRImageStorage,
-    classes.LegacyConvertedEnhancedMRImageStorage,
-    classes.PositronEmissionTomographyImageStorage,
-    classes.EnhancedPETImageStorage,
-    classes.LegacyConvertedEnhancedPETImageStorage,
+    uids.CTImageStorage,
+    uids.EnhancedCTImageStorage,
+    uids.LegacyConvertedEnhancedCTImageStorage,
+    uids.MRImageStorage,
+    uids.EnhancedMRImageStorage,
+    uids.LegacyConvertedEnhancedMRImageStorage,
+    uids.PositronEmissionTomographyImageStorage,
+    uids.EnhancedPETImageStorage,
+    uids.LegacyConvertedEnhancedPETImageStorage,
 )
-PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
-COMPRESSED = (JPEG2000Lossless, JPEGLSLossless, JPEGLosslessSV1, RLELossless)  # senders convert what is not taken
+PLAIN = (uids.ExplicitVRLittleEndian, uids.ImplicitVRLittleEndian)
+# Senders convert what is not taken.
+COMPRESSED = (uids.JPEG2000Lossless, uids.JPEGLSLossless, uids.JPEGLosslessSV1, uids.RLELossless)
+VERIFICATION = "1.2.840.10008.1.1"  # the SOP class of C-ECHO
 ROOM_FOR_HEADERS = 1 << 20  # of message units, beside the object
 
 
@@ -101,7 +96,7 @@ class Node:
         decodable = [syntax for syntax in COMPRESSED if get_decoder(syntax).is_available]
         for abstract in VOLUMES:
             ae.add_supported_context(abstract, [*PLAIN, *decodable])
-        ae.add_supported_context(classes.Verification)
+        ae.add_supported_context(VERIFICATION)
         try:
             server = ae.make_server(
                 (config.host, config.port),
@@ -112,6 +107,7 @@ class Node:
                     (evt.EVT_DIMSE_SENT, self._answered),
                 ],
                 server_class=Server,
+                request_handler=Handler,
                 allowed=[network for found in self._networks.values() for network in found],
                 connections=config.limits.associations,
                 seconds=config.waits.network,
@@ -155,6 +151,7 @@ class Node:
     def _take(self, event: evt.Event) -> tuple[int, str]:
         """Status, and the reason of a failure."""
         path, request = Path(event.dataset_path), event.request
+        assert isinstance(request, C_STORE)
         size = path.stat().st_size
         if reason := no_room(self._queue, self._config.limits, size):
             return NO_RESOURCES, reason

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -69,7 +70,7 @@ def read_facts(path: Path) -> Facts:
         start = file.tell()
         try:
             values = _walk(file, syntax)
-        except (EOFError, RecursionError) as error:
+        except (EOFError, RecursionError, struct.error) as error:
             raise Truncated("an element has no end") from error
         file.seek(start)
         digest = hashlib.sha256(f"{syntax}\n".encode())

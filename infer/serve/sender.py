@@ -68,7 +68,8 @@ def send(config: Config, peer: Peer, paths: Sequence[Path]) -> None:
     """Store files at a peer. Raises Undelivered unless all were taken."""
     ae = AE(ae_title=config.aet)
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = config.waits.network
-    for kind, syntax in {(meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID) for meta in map(_meta, paths)}:
+    metas = [read_file_meta_info(path) for path in paths]
+    for kind, syntax in {(meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID) for meta in metas}:
         for one in PLAIN if syntax in PLAIN else (syntax,):
             ae.add_requested_context(kind, UID(one))
     association = ae.associate(peer.host, peer.port, ae_title=peer.aet, tls_args=_tls(config, peer))
@@ -92,10 +93,6 @@ def _store(association: Association, path: Path) -> None:
         raise Undelivered("no answer")
     if code_to_category(answer.Status) not in ("Success", "Warning"):
         raise Undelivered(f"status {answer.Status:04X}")
-
-
-def _meta(path: Path) -> "object":
-    return read_file_meta_info(path)
 
 
 def _tls(config: Config, peer: Peer) -> tuple[ssl.SSLContext, str] | None:

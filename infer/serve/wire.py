@@ -37,9 +37,9 @@ class BoundedReader:
         self._wire, self._seconds, self._most = wire, seconds, most
         self._received = 0
 
-    def recv(self, count: int) -> bytearray:
-        """Exactly `count` bytes; fewer when the peer closed. Raises OSError when a bound is passed."""
-        wire, until = self._wire.socket, time.monotonic() + self._seconds
+    def recv(self, nr_bytes: int) -> bytearray:
+        """Exactly so many bytes; fewer when the peer closed. Raises OSError when a bound is passed."""
+        count, wire, until = nr_bytes, self._wire.socket, time.monotonic() + self._seconds
         self._received += count
         if wire is None or count > LONGEST_UNIT or self._received > self._most:
             raise OSError("a message is too long")
@@ -104,7 +104,7 @@ class Server(ThreadedAssociationServer):
         self.allowed, self.connections, self.seconds, self.most = tuple(allowed), connections, seconds, most
         self.readers: WeakKeyDictionary[Association, BoundedReader] = WeakKeyDictionary()
         self._greeted, self._lock = 0, threading.Lock()
-        super().__init__(*arguments, request_handler=Handler, **settings)
+        super().__init__(*arguments, **settings)
 
     def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
         """Accept; the TLS handshake waits for the connection's own thread."""

@@ -17,7 +17,8 @@ import numpy as np
 from pydicom import Dataset, dcmread, dcmwrite
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, SegmentationStorage, generate_uid
-from pynetdicom import AE
+from pynetdicom import AE, evt
+
 from seg.infer.errors import Exit, SegError
 from seg.infer.serve.config import Config, parse_config
 
@@ -231,3 +232,35 @@ def sent_away(name: str) -> Iterator[None]:
     finally:
         if old is not None:
             os.environ[name] = old
+
+
+class FakePacs:
+    """Takes segmentations on loopback, after failing as often as it is told to."""
+
+    def __init__(self, aet: str = "PACS", *, failures: int = 0, ssl_context: Any = None) -> None:
+        self.port, self.objects, self.failures = free_port(), [], failures
+        self.aet, self._ssl = aet, ssl_context
+
+    def __enter__(self) -> "FakePacs":
+        ae = AE(ae_title=self.aet)
+        ae.add_supported_context(SegmentationStorage)
+        handlers = [(evt.EVT_C_STORE, self._store)]
+        address = (LOOPBACK, self.port)
+        self._server = ae.start_server(address, block=False, evt_handlers=handlers, ssl_context=self._ssl)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+
+    def _store(self, event: Any) -> int:
+        if self.failures:
+            self.failures -= 1
+            return 0xA700
+        path = event.request._dataset_path  # the node in this process makes pynetdicom keep objects in files
+        self.objects.append(dcmread(path) if path else event.dataset)
+        return 0
+
+    @property
+    def uids(self) -> list[str]:
+        """SOP Instance UIDs, in the order of arrival."""
+        return [str(one.SOPInstanceUID) for one in self.objects]
