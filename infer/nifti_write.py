@@ -110,13 +110,13 @@ def check_output(path: str, inputs: Iterable[str], overwrite: bool) -> None:
         fix = "change its permissions, or choose another path"
         raise SegError("E-OUT-DIR", Exit.OUTPUT, path, "its folder cannot be written to", fix)
     for source in inputs:
-        if _same_file(path, source):
+        if same_file(path, source):
             fix = "choose another output, inputs are never replaced"
             raise SegError("E-OUT-SAME", Exit.OUTPUT, path, "is the input itself", fix)
     refuse_existing(path, overwrite)
 
 
-def _same_file(path: str, source: str) -> bool:
+def same_file(path: str, source: str) -> bool:
     """Whether both names lead to one file (device and inode), through links of either kind."""
     try:
         return os.path.samefile(path, source)
