@@ -17,7 +17,7 @@ from ..console import say
 FIELDS = {"aet", "code", "count", "job", "model", "peer", "port", "reason"}
 FIELDS |= {"runs", "seconds", "series", "state", "status", "where"}
 VALUE = re.compile(r"[A-Za-z0-9_.:+/ -]{0,80}")
-QUIET = ("pynetdicom", "pydicom", "highdicom", "dicomweb_client", "urllib3")
+QUIET = ("pynetdicom", "pydicom", "highdicom")
 
 
 def event(name: str, **values: str | float) -> None:

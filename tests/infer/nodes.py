@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from pydicom import Dataset, dcmread, dcmwrite
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, SegmentationStorage, generate_uid
@@ -264,3 +265,25 @@ class FakePacs:
     def uids(self) -> list[str]:
         """SOP Instance UIDs, in the order of arrival."""
         return [str(one.SOPInstanceUID) for one in self.objects]
+
+
+def certificates(folder: Path) -> Path:
+    """An authority (ca), a node and a peer signed by it, and a stranger with an authority of its own, as PEM files."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the command openssl to make certificates")
+    folder.mkdir(exist_ok=True)
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], check=True, capture_output=True, cwd=folder)
+
+    new = ("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2")
+    extension = ("-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost")
+    for authority in ("ca", "strange-ca"):
+        openssl(*new, "-keyout", f"{authority}.key", "-out", f"{authority}.pem", "-subj", f"/CN={authority}")
+    for name, authority in (("node", "ca"), ("peer", "ca"), ("stranger", "strange-ca")):
+        signed = ("-CA", f"{authority}.pem", "-CAkey", f"{authority}.key")
+        basic = ("-addext", "basicConstraints=critical,CA:FALSE")
+        openssl(
+            *new, *extension, *basic, *signed, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}"
+        )
+    return folder

@@ -3,11 +3,9 @@ reliability table, each by name."""
 
 import json
 import random
-import shutil
 import socket
 import ssl
 import struct
-import subprocess
 import threading
 import time
 import urllib.error
@@ -21,7 +19,19 @@ import pytest
 pytest.importorskip("pynetdicom", reason="needs the extra serve")
 
 import pynetdicom._config as settings
-from nodes import LOOPBACK, FakePacs, FakeSegmenter, associate, free_port, get, mr_series, node_config, store, wait_for
+from nodes import (
+    LOOPBACK,
+    FakePacs,
+    FakeSegmenter,
+    associate,
+    certificates,
+    free_port,
+    get,
+    mr_series,
+    node_config,
+    store,
+    wait_for,
+)
 from pydicom import Dataset, dcmwrite
 from pynetdicom import AE
 
@@ -645,26 +655,8 @@ def test_status_prints_the_queue_beside_the_running_node(
 
 
 @pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An authority, a node, a peer signed by it, and a stranger with an authority of its own."""
-    if shutil.which("openssl") is None:
-        pytest.skip("needs the command openssl to make certificates")
-    folder = tmp_path_factory.mktemp("tls")
-
-    def openssl(*words: str) -> None:
-        subprocess.run(["openssl", *words], check=True, capture_output=True, cwd=folder)
-
-    new = ("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2")
-    extension = ("-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost")
-    for authority in ("ca", "strange-ca"):
-        openssl(*new, "-keyout", f"{authority}.key", "-out", f"{authority}.pem", "-subj", f"/CN={authority}")
-    for name, authority in (("node", "ca"), ("peer", "ca"), ("stranger", "strange-ca")):
-        signed = ("-CA", f"{authority}.pem", "-CAkey", f"{authority}.key")
-        basic = ("-addext", "basicConstraints=critical,CA:FALSE")
-        openssl(
-            *new, *extension, *basic, *signed, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}"
-        )
-    return folder
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return certificates(tmp_path_factory.mktemp("tls"))
 
 
 def client(folder: Path, name: str | None) -> ssl.SSLContext:
@@ -674,21 +666,21 @@ def client(folder: Path, name: str | None) -> ssl.SSLContext:
     return context
 
 
-def test_tls_lets_in_who_shows_a_certificate_and_calls_the_receiver_over_tls(start: Start, certificates: Path) -> None:
-    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificates / "ca.pem")
-    server.load_cert_chain(certificates / "peer.pem", certificates / "peer.key")
+def test_tls_lets_in_who_shows_a_certificate_and_calls_the_receiver_over_tls(start: Start, tls: Path) -> None:
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=tls / "ca.pem")
+    server.load_cert_chain(tls / "peer.pem", tls / "peer.key")
     server.verify_mode = ssl.CERT_REQUIRED
-    tls = {"certificate": "node.pem", "key": "node.key", "authority": "ca.pem"}
+    paths = {"certificate": "node.pem", "key": "node.key", "authority": "ca.pem"}
     with FakePacs(ssl_context=server) as pacs:
         service = start(
             peer=[{"aet": "PACS", "host": LOOPBACK, "port": pacs.port, "tls": True}],
-            tls={key: str(certificates / value) for key, value in tls.items()},
+            tls={key: str(tls / value) for key, value in paths.items()},
         )
         port = service.node.port
         assert not associate(port).is_established  # no TLS
         for name in (None, "stranger"):
-            assert not associate(port, tls_args=(client(certificates, name), LOOPBACK)).is_established
-        good = associate(port, tls_args=(client(certificates, "peer"), LOOPBACK))
+            assert not associate(port, tls_args=(client(tls, name), LOOPBACK)).is_established
+        good = associate(port, tls_args=(client(tls, "peer"), LOOPBACK))
         assert [good.send_c_store(one).Status for one in mr_series("a", 3, size=300)] == [0, 0, 0]
         good.release()
         wait_for(lambda: states(service) == ["done"])
