@@ -139,7 +139,10 @@ def _retrieve(address: Address, series: str) -> "Iterator[Dataset]":
     with _errors(address, Exit.INPUT_MISSING), connected(address, MOST_DATA) as client:
         for dataset in _parts(client, address.study, series):
             if dataset.get("SeriesInstanceUID") != series or dataset.get("StudyInstanceUID") != address.study:
-                found, fix = "the archive sent an object that is not of this series", "report it to the archive's keeper"
+                found, fix = (
+                    "the archive sent an object that is not of this series",
+                    "report it to the archive's keeper",
+                )
                 raise SegError("E-WEB-ANSWER", Exit.INPUT_REFUSED, address.text, found, fix)
             yield dataset
 
