@@ -13,7 +13,7 @@ from .compute import ComputeOptions, blends_features, plan_header, stored_precis
 from .console import say
 from .display import Display
 from .errors import Exit, SegError, printable
-from .inputs import Batch, Job, plan_jobs
+from .inputs import Batch, Form, Job, plan_jobs
 from .manifest import Finished, Manifest
 from .outputs import plan_previews, plan_sides
 from .pipeline import Extras, ReadOptions, process
@@ -35,6 +35,7 @@ class Request:
     device: str = "auto"
     computing: ComputeOptions = field(default_factory=ComputeOptions)
     reading: ReadOptions = field(default_factory=ReadOptions)
+    form: Form | None = None
     statistics: str | None = None
     preview: str | None = None
     report: str | None = None
@@ -46,12 +47,24 @@ class Request:
 
     def mask_options(self, engine: str) -> dict[str, Any]:
         """The options that can change a mask's voxels: `resume` trusts a mask only under equal ones."""
-        reading = asdict(self.reading)
+        reading = asdict(self.reading) | {"series": hidden_series(self.reading.series)}
         del reading["max_voxels"]  # it refuses a scan or changes nothing
+        for name in ("series", "time_point", "resample_tilt"):  # what is not about DICOM has records without them
+            if not reading[name]:
+                del reading[name]
         computing = asdict(self.computing)
         for name in ("threads", "max_memory"):  # they change the last bits of sums at most
             del computing[name]
         return {"engine": engine, **computing, **reading}
+
+
+def hidden_series(series: str | None) -> str | None:
+    """--series as records and reports have it: a UID as a keyed hash."""
+    if series is None or "." not in series:
+        return series
+    from .dicom.listing import pseudonym
+
+    return pseudonym(series)
 
 
 def run(request: Request) -> int:
@@ -62,7 +75,9 @@ def run(request: Request) -> int:
     SegError : what stops the whole call. An error of one scan of several does not.
     """
     plan_sides(request.report, request.statistics, overwrite=request.overwrite or request.resume)
-    report = Report(asdict(request))
+    options = asdict(request)
+    options["reading"]["series"] = hidden_series(request.reading.series)
+    report = Report(options)
     try:
         status = report.exit = _run(request, report)
     except BaseException as error:
@@ -100,6 +115,7 @@ def _run(request: Request, report: Report) -> int:
         unknown=unknown,
         hashes=request.report is not None,
         manifest=manifest,
+        form=batch.form,
     )
     with Display(len(batch.jobs), len(results), request.quiet, request.debug) as display:
         if todo:
@@ -127,14 +143,14 @@ def _refuse_precision(artifact: Artifact, request: Request) -> None:
 
 def _dry_run(batch: Batch, artifact: Artifact, request: Request) -> int:
     """Print the plan of every scan, from its header; nothing is loaded, computed or written."""
-    from .nifti import inspect
+    from .reading import inspect
 
     results = []
     for job in batch.jobs:
         result = Result(job)
         try:
-            header = inspect(job.scan, prefer=request.reading.prefer)
-            if request.reading.volume is not None:
+            header = inspect(job, request.reading, artifact.spec)
+            if request.reading.volume is not None and not job.dicom:
                 header = replace(header, channels=1)
             plan = plan_header(header, artifact, request.computing, at_a_time=min(3, len(batch.jobs)))
             result.plan = plan.as_dict()
@@ -154,6 +170,8 @@ def _plan(request: Request) -> Batch:
         request.lists,
         probabilities=request.computing.probabilities,
         make=not request.dry_run,
+        form=request.form,
+        series=request.reading.series,
     )
     if request.resume and batch.folder is None:
         found, fix = "is a file; --continue needs the record that a folder of masks has", "give a folder with -o"
