@@ -13,12 +13,13 @@ from .compute import ComputeOptions, blends_features, plan_header, stored_precis
 from .console import say
 from .display import Display
 from .errors import Exit, SegError, printable
-from .inputs import Batch, Job, plan_jobs
+from .inputs import Batch, Form, Job, plan_jobs
 from .manifest import Finished, Manifest
-from .nifti import NiftiHeader, inspect
+from .nifti import NiftiHeader
 from .outputs import plan_previews, plan_sides
-from .pipeline import Extras, ReadOptions, process
+from .pipeline import Extras, process
 from .plan import PROTOCOLS, TilingOptions
+from .reading import ReadOptions, inspect
 from .report import Report, write_statistics
 from .result import Result
 
@@ -36,6 +37,7 @@ class Request:
     device: str = "auto"
     computing: ComputeOptions = field(default_factory=ComputeOptions)
     reading: ReadOptions = field(default_factory=ReadOptions)
+    form: Form | None = None
     statistics: str | None = None
     preview: str | None = None
     report: str | None = None
@@ -47,12 +49,24 @@ class Request:
 
     def mask_options(self, engine: str) -> dict[str, Any]:
         """The options that can change a mask's voxels: `resume` trusts a mask only under equal ones."""
-        reading = asdict(self.reading)
+        reading = asdict(self.reading) | {"series": hidden_series(self.reading.series)}
         del reading["max_voxels"]  # it refuses a scan or changes nothing
+        for name in ("series", "time_point", "resample_tilt"):  # what is not about DICOM has records without them
+            if not reading[name]:
+                del reading[name]
         computing = asdict(self.computing)
         for name in ("threads", "max_memory"):  # they change the last bits of sums at most
             del computing[name]
         return {"engine": engine, **computing, **reading}
+
+
+def hidden_series(series: str | None) -> str | None:
+    """--series as records and reports have it: a UID as a keyed hash."""
+    if series is None or "." not in series:
+        return series
+    from .dicom.listing import pseudonym
+
+    return pseudonym(series)
 
 
 def run(request: Request) -> int:
@@ -63,7 +77,9 @@ def run(request: Request) -> int:
     SegError : what stops the whole call. An error of one scan of several does not.
     """
     plan_sides(request.report, request.statistics, overwrite=request.overwrite or request.resume)
-    report = Report(asdict(request))
+    options = asdict(request)
+    options["reading"]["series"] = hidden_series(request.reading.series)
+    report = Report(options)
     try:
         status = report.exit = _run(request, report)
     except BaseException as error:
@@ -101,6 +117,7 @@ def _run(request: Request, report: Report) -> int:
         unknown=unknown,
         hashes=request.report is not None,
         manifest=manifest,
+        form=batch.form,
     )
     with Display(len(batch.jobs), len(results), request.quiet, request.debug) as display:
         if todo:
@@ -132,7 +149,8 @@ def _dry_run(batch: Batch, artifact: Artifact, request: Request) -> int:
     for job in batch.jobs:
         result = Result(job)
         try:
-            plan = plan_header(_inspect(job, request), artifact, request.computing, at_a_time=min(3, len(batch.jobs)))
+            header = _inspect(job, artifact, request)
+            plan = plan_header(header, artifact, request.computing, at_a_time=min(3, len(batch.jobs)))
             result.plan = plan.as_dict()
             print(f"{printable(job.scan)}: {plan.describe()}")
         except SegError as error:
@@ -150,6 +168,8 @@ def _plan(request: Request) -> Batch:
         request.lists,
         probabilities=request.computing.probabilities,
         make=not request.dry_run,
+        form=request.form,
+        series=request.reading.series,
     )
     if request.resume and batch.folder is None:
         found, fix = "is a file; --continue needs the record that a folder of masks has", "give a folder with -o"
@@ -200,7 +220,7 @@ def _loading(artifact: Artifact, request: Request, todo: list[Job]) -> Iterator[
     asked = request.computing.precision
     precision = "bf16" if asked == "bf16" else "fp32" if engine in ONNX_ENGINES else "auto"
     options: dict[str, Any] = {"precision": precision, "threads": request.computing.threads, "output": output}
-    if engine == "openvino" and len(todo) == 1:
+    if engine == "openvino" and len(todo) == 1 and not todo[0].dicom:  # whose headers take as long as they save
         options["shape"] = _expected_shape(todo[0], artifact, request)
     try:
         yield pool.submit(open_backend, engine, artifact.path, request.device, **options)
@@ -213,16 +233,18 @@ def _loading(artifact: Artifact, request: Request, todo: list[Job]) -> Iterator[
 def _expected_shape(job: Job, artifact: Artifact, request: Request) -> tuple[int, ...] | None:
     """(1, C, X, Y, Z) of the windows of a scan; None where reading it will say what is wrong."""
     try:
-        plan = plan_header(_inspect(job, request), artifact, request.computing)
+        plan = plan_header(_inspect(job, artifact, request), artifact, request.computing)
     except SegError:
         return None
     return 1, len(artifact.spec.channels), *plan.tiling.window
 
 
-def _inspect(job: Job, request: Request) -> NiftiHeader:
+def _inspect(job: Job, artifact: Artifact, request: Request) -> NiftiHeader:
     """The header, as reading the scan will find it."""
-    header = inspect(job.scan, prefer=request.reading.prefer)
-    return header if request.reading.volume is None else replace(header, channels=1)
+    header = inspect(job, request.reading, artifact.spec)
+    if request.reading.volume is not None and not job.dicom:
+        header = replace(header, channels=1)
+    return header
 
 
 def _status(results: list[Result]) -> int:

@@ -45,6 +45,24 @@ def _print_models(value: bool) -> None:
         raise typer.Exit
 
 
+def _list_series(path: str | None) -> None:
+    if path is not None:
+        with guarded("seg-infer"):
+            from .dicom.listing import table
+
+            print(table(path))
+        raise typer.Exit
+
+
+def _print_codecs(value: bool) -> None:
+    if value:
+        with guarded("seg-infer"):
+            from .dicom.decoders import codec_table
+
+            print(codec_table())
+        raise typer.Exit
+
+
 def _selftest(model: str | None) -> None:
     if model is not None:
         with guarded("seg-infer"):
@@ -66,9 +84,9 @@ def _demo(folder: str | None) -> None:
 @app.command()
 def seg_infer(
     output: Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="Mask file, or a folder for several.")],
-    scans: Annotated[list[str] | None, typer.Argument(metavar="SCAN...", help="NIfTI files, folders of them, quoted patterns, or @LIST.", show_default=False)] = None,
+    scans: Annotated[list[str] | None, typer.Argument(metavar="SCAN...", help="NIfTI files or DICOM series (folder, zip), folders of NIfTI files, quoted patterns, or @LIST.", show_default=False)] = None,
     inputs: Annotated[list[str] | None, typer.Option("-i", "--input", metavar="SCAN", help="The same as SCAN; may be repeated.")] = None,
-    lists: Annotated[list[str] | None, typer.Option("--list", metavar="FILE", help="Text with one scan a line, and after a tab, if wanted, the mask's name; may be repeated.")] = None,
+    lists: Annotated[list[str] | None, typer.Option("--from", metavar="FILE", help="Text with one scan a line, and after a tab, if wanted, the mask's name; may be repeated.")] = None,
     model: Annotated[str | None, typer.Option("-m", "--model", help="Name from --models, or a file that seg-export wrote.  [default: left-atrium]", show_default=False)] = None,
     device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu or cuda:N.")] = "auto",
     precision: Annotated[Literal["auto", "fp32", "bf16", "int8"], typer.Option(help="auto: as the model was exported; a shipped model's int8 form on the CPU.")] = "auto",
@@ -91,9 +109,15 @@ def seg_infer(
     prefer: Annotated[Literal["sform", "qform"] | None, typer.Option(help="Which form to believe where sform and qform disagree.")] = None,
     nonfinite: Annotated[Literal["refuse", "zero"], typer.Option(help="What to do with NaN and infinite voxels.")] = "refuse",
     force_intensity: Annotated[bool, typer.Option("--force-intensity", help="Segment a scan whose intensities do not look like those the model was trained on.")] = False,
+    series: Annotated[str | None, typer.Option("--series", metavar="WHICH", help="Of a DICOM folder with several series: number, UID, auto (the one that suits the model) or all.")] = None,
+    time_point: Annotated[int | None, typer.Option(min=1, metavar="N", help="Take time point N (from 1) of a DICOM time series.")] = None,
+    resample_tilt: Annotated[bool, typer.Option("--resample-tilt", help="Straighten DICOM series of a tilted gantry instead of refusing them.")] = False,
+    form: Annotated[Literal["nifti", "seg", "rtstruct"] | None, typer.Option("--format", help="Of the masks. Default: by the name of OUT (.dcm is a DICOM SEG), else nifti.", show_default=False)] = None,
     max_voxels: Annotated[int, typer.Option(min=1, help="Refuse larger scans before reading them.")] = 2_000_000_000,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    list_series: Annotated[str | None, typer.Option("--list", metavar="FOLDER", callback=_list_series, is_eager=True, help="Print the DICOM series in a folder or zip file as a table, and exit.")] = None,
+    codecs: Annotated[bool, typer.Option("--codecs", callback=_print_codecs, is_eager=True, help="Print which compressed DICOM can be read here, and exit.")] = False,
     models: Annotated[bool, typer.Option("--models", callback=_print_models, is_eager=True, help="List the shipped models with their cards and exit.")] = False,
     selftest: Annotated[str | None, typer.Option("--selftest", metavar="MODEL", callback=_selftest, is_eager=True, help="Prove a model on this machine against its golden pair, and exit.")] = None,
     demo: Annotated[str | None, typer.Option("--demo", metavar="FOLDER", callback=_demo, is_eager=True, help="Segment a synthetic scan, all outputs into FOLDER, and exit.")] = None,
@@ -108,7 +132,7 @@ def seg_infer(
     overlap = overlap if step_size is None else 1.0 - step_size
     words = [*(scans or ()), *(inputs or ())]
     if not words and not lists:
-        raise typer.BadParameter("no scans: give files, folders, patterns or --list FILE")
+        raise typer.BadParameter("no scans: give files, folders, patterns or --from FILE")
     with guarded("seg-infer", debug):
         from .batch import PROTOCOLS, ComputeOptions, ReadOptions, Request, TilingOptions, run
 
@@ -123,7 +147,8 @@ def seg_infer(
             computing=ComputeOptions(
                 tiling, precision, threads, memory, tta, largest_component, save_probabilities, force_intensity
             ),
-            reading=ReadOptions(max_voxels, nonfinite, volume, prefer),
+            reading=ReadOptions(max_voxels, nonfinite, volume, prefer, series, time_point, resample_tilt),
+            form=form,
             statistics=statistics,
             preview=preview,
             report=report,

@@ -14,9 +14,10 @@ from .components import keep_largest
 from .errors import Exit, SegError
 from .intensity import check_intensities
 from .machine import available_memory, usable_threads
-from .nifti import NiftiHeader, Scan
+from .nifti import NiftiHeader
 from .plan import Plan, TilingOptions, plan_scan
 from .predict import segment
+from .scan import Scan
 from .spec import ModelSpec
 
 MEMORY_SHARE = 0.9  # of what is free now; other processes go on

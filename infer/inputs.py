@@ -1,13 +1,16 @@
 """From command-line words to pairs of input scan and output mask, checked before anything is computed.
 
-A word is a file, a folder, a quoted pattern or, after @, a list of paths. What is in the files is not known here.
+A word is a file, a folder, a quoted pattern or, after @, a list of paths. Of what is in the files only this is known
+here: whether they look like DICOM. A folder of NIfTI files is that many scans; a folder without any, but with DICOM
+objects at any depth, is one scan, like a zip file or one multi-frame file, unless all its series are asked for.
 """
 
 import glob
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from .errors import Exit, SegError
 from .nifti_write import check_output
@@ -15,15 +18,27 @@ from .outputs import make_folder
 
 SUFFIXES = (".nii.gz", ".nii")
 PAIR_SUFFIXES = (".hdr.gz", ".hdr")
+DICOM_SUFFIXES = (".dcm", ".zip")
 MAX_LIST_BYTES = 1 << 26
+ALL_SERIES = "all"
+
+Form = Literal["nifti", "seg", "rtstruct"]  # of masks
 
 
 @dataclass(frozen=True)
 class Job:
-    """One scan to segment: paths as the user typed them (or below a folder as typed)."""
+    """One scan to segment: paths as the user typed them (or below a folder as typed).
+
+    Attributes
+    ----------
+    dicom : the scan is a DICOM series.
+    series : its SeriesInstanceUID, if it is one of several that are all asked for.
+    """
 
     scan: str
     mask: str
+    dicom: bool = False
+    series: str | None = None
 
     @property
     def name(self) -> str:
@@ -34,7 +49,8 @@ class Job:
     def probabilities(self) -> str:
         """Where --save-probabilities goes: beside the mask."""
         suffix = self.mask[len(self.mask) - len(os.path.basename(self.mask)) + len(self.name) :]
-        return self.mask[: len(self.mask) - len(suffix)] + "_probabilities" + suffix
+        kind = suffix if suffix.lower() in SUFFIXES else ".nii.gz"
+        return self.mask[: len(self.mask) - len(suffix)] + "_probabilities" + kind
 
 
 @dataclass(frozen=True)
@@ -45,24 +61,31 @@ class Batch:
     ----------
     jobs : one per scan, in the order given.
     folder : where the masks go, or None when one mask has a path of its own.
+    form : of the masks.
     """
 
     jobs: list[Job]
     folder: str | None
+    form: Form = "nifti"
 
 
 @dataclass(frozen=True)
 class Source:
-    """A scan, and the mask file name that a list asks for."""
+    """A scan, the mask file name that a list asks for, and whether it is DICOM, perhaps one series of many."""
 
     scan: str
     name: str | None = None
+    dicom: bool = False
+    series: str | None = None
 
 
 def stem(path: str) -> str:
-    """File name without .nii, .nii.gz, .hdr or .hdr.gz."""
-    name = os.path.basename(path)
-    return next((name[: -len(s)] for s in SUFFIXES + PAIR_SUFFIXES if name.lower().endswith(s)), name)
+    """Name of a file without .nii, .nii.gz, .hdr, .hdr.gz, .dcm or .zip, or of a folder."""
+    name = os.path.basename(path) or os.path.basename(os.path.abspath(path))
+    if name in (os.curdir, os.pardir):
+        name = os.path.basename(os.path.abspath(path)) or "scan"
+    suffixes = SUFFIXES + PAIR_SUFFIXES + DICOM_SUFFIXES
+    return next((name[: -len(s)] for s in suffixes if name.lower().endswith(s)), name)
 
 
 def expand(words: Sequence[str], lists: Sequence[str] = ()) -> list[Source]:
@@ -70,7 +93,7 @@ def expand(words: Sequence[str], lists: Sequence[str] = ()) -> list[Source]:
 
     A word that is there is taken as it is, whatever characters it has. Otherwise ``@FILE`` is a list, and a word with
     ``*``, ``?`` or ``[`` a pattern (``**`` spans folders). Folders and patterns give the NIfTI files in them, sorted,
-    hidden ones left out.
+    hidden ones left out; a folder without NIfTI files that holds DICOM is one scan.
 
     Raises
     ------
@@ -86,9 +109,9 @@ def expand(words: Sequence[str], lists: Sequence[str] = ()) -> list[Source]:
 
 def _expand_word(word: str) -> Iterator[Source]:
     if os.path.isdir(word):
-        yield from map(Source, _folder(word))
+        yield from _folder(word)
     elif os.path.lexists(word):
-        yield Source(word)
+        yield _file(word)
     elif word.startswith("@"):
         yield from read_list(word[1:])
     elif glob.has_magic(word):
@@ -97,16 +120,28 @@ def _expand_word(word: str) -> Iterator[Source]:
         yield Source(word)  # not there: this scan's own error, the others go on
 
 
-def _folder(path: str) -> list[str]:
+def _file(path: str) -> Source:
+    if path.lower().endswith(SUFFIXES + PAIR_SUFFIXES):
+        return Source(path)
+    from .dicom.files import holds_dicom
+
+    return Source(path, dicom=holds_dicom(path))
+
+
+def _folder(path: str) -> list[Source]:
     try:
         names = sorted(n for n in os.listdir(path) if n.lower().endswith(SUFFIXES) and not n.startswith("."))
     except OSError as error:
         found, fix = f"cannot be listed ({error.strerror})", "check its permissions"
         raise SegError("E-IN-READ", Exit.INPUT_MISSING, path, found, fix) from error
-    if not names:
-        fix = "give a folder of NIfTI scans, or name the files"
-        raise SegError("E-IN-EMPTY", Exit.INPUT_MISSING, path, "the folder has no .nii or .nii.gz file", fix)
-    return [os.path.join(path, name) for name in names]
+    if names:
+        return [Source(os.path.join(path, name)) for name in names]
+    from .dicom.files import holds_dicom
+
+    if holds_dicom(path):
+        return [Source(path, dicom=True)]
+    fix = "give a folder of NIfTI scans or of a DICOM series, or name the files"
+    raise SegError("E-IN-EMPTY", Exit.INPUT_MISSING, path, "the folder has no NIfTI and no DICOM file", fix)
 
 
 def _pattern(pattern: str) -> list[str]:
@@ -149,12 +184,13 @@ def _list_line(path: str, number: int, line: str) -> Iterator[Source]:
     if not scan.strip() or len(rest) > 1:
         raise _bad_list(path, f"line {number} has {len(rest)} tabs", "a path, or a path, one tab and a mask name")
     if not rest:
-        yield from map(Source, _folder(scan) if os.path.isdir(scan) else [scan])
+        yield from _folder(scan) if os.path.isdir(scan) else [_file(scan)]
         return
     name = rest[0]
-    if os.path.basename(name) != name or name in ("", os.curdir, os.pardir) or os.path.isdir(scan):
-        raise _bad_list(path, f"line {number} gives {name!r} as mask name", "one file name without folder for one file")
-    yield Source(scan, name if name.lower().endswith(SUFFIXES) else name + ".nii.gz")
+    sources = _folder(scan) if os.path.isdir(scan) else [_file(scan)]
+    if os.path.basename(name) != name or name in ("", os.curdir, os.pardir) or sources[0].scan != scan:
+        raise _bad_list(path, f"line {number} gives {name!r} as mask name", "one file name without folder for one scan")
+    yield replace(sources[0], name=name if name.lower().endswith(SUFFIXES) else name + ".nii.gz")
 
 
 def _bad_list(path: str, found: str, expected: str = "") -> SegError:
@@ -169,30 +205,40 @@ def plan_jobs(
     *,
     probabilities: bool = False,
     make: bool = True,
+    form: Form | None = None,
+    series: str | None = None,
 ) -> Batch:
     """Pair every scan with its mask path and check that it can be written.
 
-    One file and an output that is no folder: that path. Otherwise `output` is a folder, made if needed, and each mask
-    has its scan's name, or the name that the list gives.
+    One scan and an output that is no folder: that path. Otherwise `output` is a folder, made if needed, and each mask
+    has its scan's name, or the name that the list gives. Of a DICOM scan, a name without suffix is a folder's.
 
     Parameters
     ----------
     probabilities : each mask has a file of probabilities beside it.
     make : make the folder of the masks.
+    form : of the masks; without it NIfTI, or DICOM SEG for an output that ends in .dcm.
+    series : "all" makes every series of a DICOM folder a scan of its own; a mask then has the folder's name and a
+        number, for nothing of a header ever becomes part of a path.
 
     Raises
     ------
-    SegError : E-IN-EMPTY, E-IN-LIST, E-OUT-* (exit 30), or E-OUT-SUFFIX (exit 2).
+    SegError : E-IN-EMPTY, E-IN-LIST, E-OUT-* (exit 30), E-OUT-SUFFIX or E-FORMAT (exit 2).
     """
     sources = expand(words, lists)
+    form = _form(output, form, sources)
+    if series == ALL_SERIES:
+        sources = [each for source in sources for each in _every_series(source)]
     files = [source.scan for source in sources]
     one = not lists and len(files) == 1 and files == list(words)  # a folder or pattern may hold more tomorrow
-    if one and not os.path.isdir(output) and not output.endswith(os.sep):
-        job = Job(files[0], output)
+    _refuse_within(output, sources)
+    named = output.lower().endswith((*SUFFIXES, ".dcm")) or not all(source.dicom for source in sources)
+    if one and named and not os.path.isdir(output) and not output.endswith(os.sep):
+        job = Job(files[0], output, sources[0].dicom, sources[0].series)
         for path in _outputs([job], probabilities):
             check_output(path, files, overwrite)
-        return Batch([job], None)
-    if output.lower().endswith(SUFFIXES) and not os.path.isdir(output):
+        return Batch([job], None, form)
+    if output.lower().endswith((*SUFFIXES, ".dcm")) and not os.path.isdir(output):
         found = f"one file cannot hold {len(files)} masks" if len(files) > 1 else "a folder, pattern or list needs one"
         raise SegError("E-OUT-SUFFIX", Exit.USAGE, output, found, "give a folder with -o")
     if make:
@@ -201,7 +247,7 @@ def plan_jobs(
         if os.path.isdir(word) and os.path.isdir(output) and os.path.samefile(word, output):
             found, fix = "is the folder of the scans: the masks would be scans next time", "choose another folder"
             raise SegError("E-OUT-SAME", Exit.OUTPUT, output, found, fix)
-    jobs = [Job(s.scan, os.path.join(output, s.name or stem(s.scan) + ".nii.gz")) for s in sources]
+    jobs = [Job(s.scan, os.path.join(output, _mask_name(s, form)), s.dicom, s.series) for s in sources]
     outputs = _outputs(jobs, probabilities)
     if twice := sorted(path for path, count in Counter(outputs).items() if count > 1):
         fix = "give scans with distinct names, or name the masks in a list (path, tab, name)"
@@ -209,7 +255,53 @@ def plan_jobs(
     known = _identities(files)
     for path in outputs if os.path.isdir(output) else ():
         check_output(path, [known[i] for i in _identities([path]) if i in known], overwrite)
-    return Batch(jobs, output)
+    return Batch(jobs, output, form)
+
+
+def _form(output: str, form: Form | None, sources: Sequence[Source]) -> Form:
+    """The form of the masks, from the option and the output's name."""
+    nifti, dicom = output.lower().endswith(SUFFIXES), output.lower().endswith(".dcm")
+    if not os.path.isdir(output) and ((nifti and form in ("seg", "rtstruct")) or (dicom and form == "nifti")):
+        found, fix = f"is no name for a mask of --format {form}", "end the name in .nii.gz for NIfTI, in .dcm for DICOM"
+        raise SegError("E-OUT-SUFFIX", Exit.USAGE, output, found, fix)
+    form = form or ("seg" if dicom and not os.path.isdir(output) else "nifti")
+    if form != "nifti" and (other := next((s.scan for s in sources if not s.dicom), None)) is not None:
+        found, fix = "is no DICOM series, which a DICOM mask needs", "give the DICOM series, or use --format nifti"
+        raise SegError("E-FORMAT", Exit.USAGE, other, found, fix)
+    return form
+
+
+def _mask_name(source: Source, form: Form) -> str:
+    if form == "nifti":
+        return source.name or stem(source.scan) + ".nii.gz"
+    return stem(source.name or source.scan) + ".dcm"
+
+
+def _every_series(source: Source) -> list[Source]:
+    """One source for each series of a DICOM source, named after it and numbered."""
+    if not source.dicom:
+        return [source]
+    from .dicom.files import open_store
+    from .dicom.study import scan
+
+    try:
+        with open_store(source.scan) as store:
+            found = scan(store).series
+    except SegError:
+        return [source]  # this scan's own error, the others go on
+    name = stem(source.name or source.scan)
+    return [replace(source, name=f"{name}_{n:03}.nii.gz", series=one.uid) for n, one in enumerate(found, 1)]
+
+
+def _refuse_within(output: str, sources: Sequence[Source]) -> None:
+    """A mask in the folder of a series would be part of the input next time."""
+    place = os.path.realpath(output if os.path.isdir(output) else os.path.dirname(output) or os.curdir)
+    for source in sources:
+        if source.dicom and os.path.isdir(source.scan):
+            folder = os.path.realpath(source.scan)
+            if os.path.commonpath([place, folder]) == folder:
+                found, fix = "lies in the folder of the DICOM scan, which it would change", "choose another folder"
+                raise SegError("E-OUT-SAME", Exit.OUTPUT, output, found, fix)
 
 
 def _outputs(jobs: Sequence[Job], probabilities: bool) -> list[str]:

@@ -17,7 +17,7 @@ from . import __version__
 from .atomic import output_error
 from .errors import Exit, SegError
 from .inputs import Job
-from .nifti import parts
+from .reading import parts
 from .spec import ModelSpec
 
 NAME = "seg-manifest.jsonl"
@@ -27,7 +27,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class FileState:
-    """What a file is. A scan of two files, header and image, counts as one after the other.
+    """What a file is. A scan of several files (header and image, a DICOM folder) counts as one after the other.
 
     Attributes
     ----------
@@ -95,12 +95,12 @@ def stamp(paths: Sequence[str]) -> tuple[int, int]:
     return sum(s.st_size for s in states), max(s.st_mtime_ns for s in states)
 
 
-def scan_state(path: str, before: tuple[int, int]) -> FileState:
+def scan_state(job: Job, before: tuple[int, int]) -> FileState:
     """Hash a scan that was just read, while it is still in the page cache.
 
     Parameters
     ----------
-    path : the scan.
+    job : names the scan.
     before : its `stamp` from before it was read.
 
     Raises
@@ -108,13 +108,13 @@ def scan_state(path: str, before: tuple[int, int]) -> FileState:
     SegError : E-IN-CHANGED or E-IN-READ, exit 10.
     """
     try:
-        state = FileState.of(parts(path))
+        state = FileState.of(parts(job))
     except OSError as error:
         found, fix = f"cannot be read again ({error.strerror})", "check the disk"
-        raise SegError("E-IN-READ", Exit.INPUT_MISSING, path, found, fix) from error
+        raise SegError("E-IN-READ", Exit.INPUT_MISSING, job.scan, found, fix) from error
     if (state.size, state.mtime_ns) != before:
         fix = "wait until the file is complete and run again"
-        raise SegError("E-IN-CHANGED", Exit.INPUT_MISSING, path, "changed while it was read", fix)
+        raise SegError("E-IN-CHANGED", Exit.INPUT_MISSING, job.scan, "changed while it was read", fix)
     return state
 
 
@@ -160,9 +160,15 @@ class Manifest:
             if entry.making.get(part) != self._making[part]:
                 made = "another model" if part == "model" else "other options"
                 return Unfinished(f"was made with {made}", "ours")
-        if not self._same(entry.scan, parts(job.scan), trust_stamp=entry.path == portable(job.scan)):
+        if not self._same_scan(entry, job):
             return Unfinished("was made from a scan that has changed", "ours")
         return entry
+
+    def _same_scan(self, entry: Finished, job: Job) -> bool:
+        try:
+            return self._same(entry.scan, parts(job), trust_stamp=entry.path == portable(job.scan))
+        except OSError:  # a folder that cannot be listed
+            return False
 
     @staticmethod
     def _same(state: FileState, paths: Sequence[str], *, trust_stamp: bool) -> bool:

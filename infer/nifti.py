@@ -5,30 +5,17 @@ in the header, voxels that are not numbers. What is accepted although it is odd 
 """
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 from .errors import Exit, SegError
 from .nifti_header import NiftiHeader, read_header
 from .nifti_stream import open_stream
 from .nifti_voxels import check_values, load_voxels
+from .scan import Scan
 from .volume import Volume
 
 __all__ = ["NiftiHeader", "Scan", "inspect", "parts", "read"]
-
-
-@dataclass(frozen=True, eq=False)
-class Scan:
-    """A scan with the header its mask will be written like.
-
-    Attributes
-    ----------
-    header : checked header; its notes include those of reading the voxels.
-    volume : (C, X, Y, Z) stored values with the scaling to apply, affine in mm, RAS+.
-    """
-
-    header: NiftiHeader
-    volume: Volume
 
 
 def inspect(path: str, *, prefer: Literal["sform", "qform"] | None = None) -> NiftiHeader:

@@ -92,7 +92,7 @@ def check_output(path: str, inputs: Iterable[str], overwrite: bool) -> None:
 
     Parameters
     ----------
-    path : output as the user typed it.
+    path : output as the user typed it, NIfTI or DICOM (.dcm).
     inputs : files that must not be replaced.
     overwrite : whether an existing file or link may be replaced.
 
@@ -101,7 +101,8 @@ def check_output(path: str, inputs: Iterable[str], overwrite: bool) -> None:
     SegError
         E-OUT-SUFFIX (exit 2), E-OUT-DIR, E-OUT-SAME, E-OUT-EXISTS or E-OUT-KIND (exit 30).
     """
-    suffix_of(path)
+    if not path.lower().endswith(".dcm"):
+        suffix_of(path)
     folder = os.path.dirname(path) or os.curdir
     if not os.path.isdir(folder):
         found = "its folder is a file" if os.path.exists(folder) else "its folder does not exist"
@@ -110,13 +111,13 @@ def check_output(path: str, inputs: Iterable[str], overwrite: bool) -> None:
         fix = "change its permissions, or choose another path"
         raise SegError("E-OUT-DIR", Exit.OUTPUT, path, "its folder cannot be written to", fix)
     for source in inputs:
-        if _same_file(path, source):
+        if same_file(path, source):
             fix = "choose another output, inputs are never replaced"
             raise SegError("E-OUT-SAME", Exit.OUTPUT, path, "is the input itself", fix)
     refuse_existing(path, overwrite)
 
 
-def _same_file(path: str, source: str) -> bool:
+def same_file(path: str, source: str) -> bool:
     """Whether both names lead to one file (device and inode), through links of either kind."""
     try:
         return os.path.samefile(path, source)
@@ -130,7 +131,7 @@ def suffix_of(path: str) -> str:
     for suffix in (".nii.gz", ".nii"):
         if name.endswith(suffix) and name != suffix:
             return suffix
-    fix = "name the output like mask.nii.gz"
+    fix = "name the output like mask.nii.gz, or mask.dcm for a DICOM series"
     raise SegError("E-OUT-SUFFIX", Exit.USAGE, path, "is no NIfTI file name", fix, "a name ending in .nii or .nii.gz")
 
 

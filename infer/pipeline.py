@@ -10,30 +10,20 @@ from collections.abc import Collection, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Event
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from .artifact import Artifact
 from .backends import Backend
 from .compute import Computed, ComputeOptions, compute
-from .errors import Exit, SegError
-from .inputs import Job
+from .inputs import Form, Job
 from .manifest import FileState, Manifest, scan_state, stamp
-from .nifti import Scan, parts, read
-from .nifti_write import mask_sha256, write_mask, write_probabilities
+from .masks import keep_unless_equal, write_mask
+from .nifti_write import write_probabilities
+from .reading import ReadOptions, parts, read
 from .result import Result
+from .scan import Scan
+from .spec import ModelSpec
 
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """What the user decides about odd scans; the names are those of `nifti.read`."""
-
-    max_voxels: int = 2_000_000_000
-    nonfinite: Literal["refuse", "zero"] = "refuse"
-    volume: int | None = None
-    prefer: Literal["sform", "qform"] | None = None
+__all__ = ["Extras", "ReadOptions", "process"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +38,7 @@ class Extras:
     unknown : masks that stand there and may only be replaced by the same bytes.
     hashes : digests of scans and masks.
     manifest : record of finished masks; implies hashes and statistics.
+    form : of the masks.
     """
 
     statistics: bool = False
@@ -56,6 +47,7 @@ class Extras:
     unknown: Collection[str] = ()
     hashes: bool = False
     manifest: Manifest | None = None
+    form: Form = "nifti"
 
 
 @dataclass(frozen=True)
@@ -100,11 +92,11 @@ def process(
     backend : the network, possibly still loading while the first scan is read. If it does not load, that error ends
         the iteration: no scan can do without it.
     """
-    hashes, channels = extras.hashes or extras.manifest is not None, len(artifact.spec.channels)
+    hashes, spec = extras.hashes or extras.manifest is not None, artifact.spec
     with _Threads() as threads:
 
         def fetch(number: int) -> "Future[_Loaded] | None":
-            return threads.reader.submit(_read, jobs[number], channels, reading, hashes) if number < len(jobs) else None
+            return threads.reader.submit(_read, jobs[number], spec, reading, hashes) if number < len(jobs) else None
 
         current, written = fetch(0), None
         for number, job in enumerate(jobs):
@@ -135,21 +127,14 @@ def _done(result: Result) -> "Future[Result]":
     return finished
 
 
-def _read(job: Job, channels: int, options: ReadOptions, hashes: bool) -> _Loaded:
+def _read(job: Job, spec: ModelSpec, options: ReadOptions, hashes: bool) -> _Loaded:
     began = time.perf_counter()
     try:
-        before = stamp(parts(job.scan)) if hashes else None
+        before = stamp(parts(job)) if hashes else None
     except (OSError, ValueError):
         before = None  # reading says what is wrong
-    scan = read(
-        job.scan,
-        channels=channels,
-        max_voxels=options.max_voxels,
-        nonfinite=options.nonfinite,
-        volume=options.volume,
-        prefer=options.prefer,
-    )
-    state = scan_state(job.scan, before) if before is not None else None
+    scan = read(job, options, spec)
+    state = scan_state(job, before) if before is not None else None
     return _Loaded(scan, state, time.perf_counter() - began)
 
 
@@ -157,6 +142,10 @@ def _take(loaded: _Loaded, result: Result) -> Scan:
     header = loaded.scan.header
     result.seconds["read"], result.notes, result.scan = loaded.seconds, header.notes, loaded.state
     result.shape, result.spacing = header.shape, tuple(float(mm) for mm in loaded.scan.volume.spacing)
+    if loaded.scan.series is not None:
+        from .dicom.listing import facts
+
+        result.series = facts(loaded.scan.series)
     return loaded.scan
 
 
@@ -219,17 +208,10 @@ def _outputs(
     if done.probabilities is not None:
         write_probabilities(job.probabilities, done.probabilities, scan.header, overwrite=extras.overwrite)
     if job.mask in extras.unknown:
-        _keep_unless_equal(job, mask, scan)
+        keep_unless_equal(job.mask, mask, scan, artifact, extras.form)
     else:
-        write_mask(job.mask, mask, scan.header, overwrite=extras.overwrite)
+        write_mask(job.mask, mask, scan, artifact, extras.form, overwrite=extras.overwrite)
     if extras.manifest is not None and result.scan is not None:
         result.mask = extras.manifest.add(job, result.scan, result.statistics or {})
     elif extras.hashes:
         result.mask = FileState.of([job.mask])
-
-
-def _keep_unless_equal(job: Job, mask: NDArray[np.unsignedinteger], scan: Scan) -> None:
-    """A file without a record is ours if it is what would be written now; else it is somebody's work."""
-    if FileState.of([job.mask]).sha256 != mask_sha256(job.mask, mask, scan.header):
-        found, fix = "is there, and is not the mask of this run", "move it away, or use --overwrite"
-        raise SegError("E-OUT-EXISTS", Exit.OUTPUT, job.mask, found, fix)

@@ -22,7 +22,7 @@ from .result import Result, scan_error
 from .spec import ModelSpec
 
 FORMAT = 1
-LIBRARIES = ("openvino", "numpy", "nibabel", "isal")
+LIBRARIES = ("openvino", "numpy", "nibabel", "isal", "pydicom", "highdicom")
 
 
 @dataclass
@@ -103,6 +103,7 @@ def _row(result: Result) -> dict[str, Any]:
         "seconds": {stage: round(seconds, 4) for stage, seconds in result.seconds.items()},
         "shape": list(result.shape) or None,
         "spacing_mm": list(result.spacing) or None,
+        "series": result.series,
         "plan": result.plan,
         "notes": list(result.notes),
         "scan_sha256": digest(result.scan),

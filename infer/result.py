@@ -23,6 +23,7 @@ class Result:
     scan, mask : file states, where hashes were asked for.
     plan : how the scan was cut into windows, and what that was estimated to cost.
     skipped : the mask was there, proved by the manifest.
+    series : of a DICOM scan, what may be told of its series.
     """
 
     job: Job
@@ -37,6 +38,7 @@ class Result:
     mask: FileState | None = None
     skipped: bool = False
     plan: dict[str, Any] | None = None
+    series: dict[str, Any] | None = None
 
     @property
     def status(self) -> Literal["done", "skipped", "failed"]:

@@ -37,6 +37,51 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Code:
+    """A coded concept as DICOM has it: value, the scheme it is from ("SCT", "DCM", "99..." if private), words."""
+
+    value: str
+    scheme: str
+    meaning: str
+
+    def __post_init__(self) -> None:
+        for name, longest in (("value", 16), ("scheme", 16), ("meaning", 64)):  # SH, SH and LO
+            text = getattr(self, name)
+            if not isinstance(text, str) or not 0 < len(text) <= longest or "\\" in text or not text.isprintable():
+                raise ValueError(
+                    f"{name} of a code must be 1 to {longest} characters without backslash, found {text!r}"
+                )
+
+
+@dataclass(frozen=True)
+class LabelCodes:
+    """What a class is, in codes, for DICOM outputs.
+
+    Attributes
+    ----------
+    category : such as Anatomical Structure (DICOM CID 7150).
+    type : the thing itself (CID 7151).
+    modifiers : of the type: laterality (CID 244), anterior, posterior.
+    region : the anatomic region it lies in, where the type does not say (CID 4).
+    """
+
+    category: Code
+    type: Code
+    modifiers: tuple[Code, ...] = ()
+    region: Code | None = None
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> "LabelCodes":
+        """From parsed JSON. Raises ValueError, TypeError or KeyError."""
+        modifiers = tuple(Code(**item) for item in raw.get("modifiers", ()))
+        region = raw.get("region")
+        parts = {name: Code(**raw[name]) for name in ("category", "type")}
+        if unknown := sorted(set(raw) - {"category", "type", "modifiers", "region"}):
+            raise ValueError(f"codes of a label have unknown fields {unknown}")
+        return cls(**parts, modifiers=modifiers, region=None if region is None else Code(**region))
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """Frozen description of a model.
 
@@ -56,6 +101,8 @@ class ModelSpec:
     tiling : "free" if the network was measured to keep its Dice on tiles larger than the window, else "window".
     intensity_range : 0.5 and 99.5 percentile of intensities in training, or None.
     cost : per voxel of the network grid.
+    extent : median field of view of the training scans in mm along R, A, S, or None.
+    codes : what each label is in codes, None for one without; () for none at all. Used in DICOM outputs.
     graph_sha256 : digest of the serialised graph, checked on load.
     versions : producer versions.
     card : training summary and measured figures, free-form JSON.
@@ -75,6 +122,8 @@ class ModelSpec:
     tiling: str = "free"
     intensity_range: tuple[float, float] | None = None
     cost: Cost = Cost()
+    codes: tuple[LabelCodes | None, ...] = ()
+    extent: tuple[float, float, float] | None = None
     graph_sha256: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     card: dict[str, Any] = field(default_factory=dict)
@@ -108,12 +157,16 @@ class ModelSpec:
             yield f"label_values must be distinct, one per label, found {self.label_values}"
         if any(not isinstance(v, int) or not 0 <= v < 65536 for v in self.label_values) or self.label_values[0] != 0:
             yield f"label_values must be integers from 0 to 65535, the first 0, found {self.label_values}"
+        if len(self.codes) not in (0, len(self.labels)):
+            yield f"codes must be one per label, null for those without, found {len(self.codes)} for {len(self.labels)}"
 
     def _grid_problems(self) -> Iterator[str]:
         if len(self.spacing) != 3 or any(s is not None and not (math.isfinite(s) and s > 0) for s in self.spacing):
             yield f"spacing must be three positive numbers or null, found {self.spacing}"
         if self.dims not in (2, 3) or self.tiling not in ("free", "window"):
             yield f"dims must be 2 or 3 and tiling free or window, found {self.dims} and {self.tiling}"
+        if self.extent is not None and not (len(self.extent) == 3 and all(0 < e < math.inf for e in self.extent)):
+            yield f"extent must be three positive numbers, found {self.extent}"
         for name, extent in (("window", self.window), ("stride", self.stride)):
             if len(extent) != 3 or any(not isinstance(e, int) or e < 1 for e in extent):
                 yield f"{name} must be three positive integers, found {extent}"
@@ -124,8 +177,12 @@ class ModelSpec:
             yield f"a 2D model has window and stride 1 along z, found {self.window} and {self.stride}"
 
     def to_json(self) -> str:
-        """Byte-stable JSON."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        """Byte-stable JSON. Fields that came later are left out where empty: an old spec stays the same bytes."""
+        content = asdict(self)
+        for name in ("codes", "extent"):
+            if not content[name]:
+                del content[name]
+        return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "ModelSpec":
@@ -145,9 +202,11 @@ class ModelSpec:
         try:
             raw["normalisation"] = Normalisation(**raw["normalisation"])
             raw["cost"] = Cost(**raw.get("cost", {}))
-            for name in ("labels", "channels", "spacing", "window", "stride", "label_values", "intensity_range"):
+            tuples = ("labels", "channels", "spacing", "window", "stride", "label_values", "intensity_range", "extent")
+            for name in tuples:
                 if raw.get(name) is not None:
                     raw[name] = tuple(raw[name])
+            raw["codes"] = tuple(None if item is None else LabelCodes.from_dict(item) for item in raw.get("codes", ()))
             return cls(**raw)
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"model spec: {error}") from error

@@ -304,7 +304,7 @@ def test_nasty_names(tmp_path: Path, write_scan: Write, threshold_model: Model, 
         masks = [mask for mask in masks if b"\n" not in mask and b"\t" not in mask]
         listed = [n for n in NAMES if b"\n" not in n and b"\t" not in n]
         (tmp_path / "l.txt").write_bytes(b"\n".join(listed))
-        tail = ["--list", str(tmp_path / "l.txt")]
+        tail = ["--from", str(tmp_path / "l.txt")]
     first = ["-i", NAMES[0]] if way == "words" else []
     bare = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "TMPDIR": "/nonexistent"}
     bare |= {key: os.environ[key] for key in ("PATH", "OMP_NUM_THREADS", "LD_LIBRARY_PATH") if key in os.environ}

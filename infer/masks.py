@@ -1,0 +1,72 @@
+"""Writing the mask of a scan in the form that was asked for: NIfTI, DICOM SEG or DICOM RTSTRUCT."""
+
+from typing import TYPE_CHECKING
+
+from .artifact import Artifact
+from .errors import Exit, SegError
+from .inputs import Form
+from .manifest import FileState
+from .nifti_write import mask_sha256
+from .nifti_write import write_mask as write_nifti
+from .scan import Labels, Scan
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+
+def write_mask(path: str, mask: Labels, scan: Scan, artifact: Artifact, form: Form, *, overwrite: bool) -> None:
+    """Write a mask, whole or not at all.
+
+    Parameters
+    ----------
+    mask : (X, Y, Z) label values on the grid of ``scan.volume``. DICOM forms lie on the slices of ``scan.series``.
+
+    Raises
+    ------
+    SegError : E-OUT-*, exit 30.
+    """
+    if form == "nifti":
+        write_nifti(path, mask, scan.header, overwrite=overwrite)
+        return
+    from .dicom.derived import save
+
+    assert scan.series is not None
+    save(path, _dataset(mask, scan, artifact, form), scan.series, overwrite=overwrite)
+
+
+def keep_unless_equal(path: str, mask: Labels, scan: Scan, artifact: Artifact, form: Form) -> None:
+    """A file without a record is ours if it is what would be written now; else it is somebody's work.
+
+    A DICOM object holds its time of making: its instance UID, made from everything else, stands for its content.
+
+    Raises
+    ------
+    SegError : E-OUT-EXISTS, exit 30.
+    """
+    if form == "nifti":
+        same = FileState.of([path]).sha256 == mask_sha256(path, mask, scan.header)
+    else:
+        same = _instance(path) == str(_dataset(mask, scan, artifact, form).SOPInstanceUID)
+    if not same:
+        found, fix = "is there, and is not the mask of this run", "move it away, or use --overwrite"
+        raise SegError("E-OUT-EXISTS", Exit.OUTPUT, path, found, fix)
+
+
+def _dataset(mask: Labels, scan: Scan, artifact: Artifact, form: Form) -> "Dataset":
+    from .dicom.rtstruct import rtstruct_dataset
+    from .dicom.segmentation import segmentation_dataset
+
+    assert scan.series is not None
+    labels = mask if scan.restore is None else scan.restore(mask)
+    make = segmentation_dataset if form == "seg" else rtstruct_dataset
+    return make(scan.series, labels, artifact.spec, model_sha256=FileState.of([artifact.path]).sha256)
+
+
+def _instance(path: str) -> str:
+    """SOPInstanceUID of a file, "" if it has none."""
+    from pydicom import dcmread
+
+    try:
+        return str(dcmread(path, stop_before_pixels=True).get("SOPInstanceUID", ""))
+    except Exception:  # somebody's file may be anything
+        return ""
