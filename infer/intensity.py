@@ -4,6 +4,8 @@ Only a model with fixed normalisation (CT, in Hounsfield units) depends on the u
 itself takes any. A scan in another unit gives an empty or partial mask without a word, so it is refused.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from .errors import Exit, SegError
@@ -25,7 +27,7 @@ def check_intensities(volume: Volume, spec: ModelSpec, path: str) -> None:
     if spec.normalisation.kind != "fixed" or spec.intensity_range is None:
         return
     stride = max(1, int((volume.voxels.size / SAMPLES) ** (1 / 3)))
-    sample = volume.voxels[:, ::stride, ::stride, ::stride] * np.float64(volume.slope) + volume.intercept
+    sample = replace(volume, voxels=volume.voxels[:, ::stride, ::stride, ::stride]).intensities()
     low, high = np.percentile(sample, (0.5, 99.5))
     lowest, highest = spec.intensity_range
     covered = (min(high, highest) - max(low, lowest)) / (highest - lowest)
