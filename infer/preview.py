@@ -112,7 +112,8 @@ def render(
     low, high = _window(volume)
     colours = {value: PALETTE[k % len(PALETTE)] for k, value in enumerate(classes)}
     panels = []
-    for view in VIEWS:
+    planes = [v for v in VIEWS if min(n for axis, n in enumerate(volume.shape) if axis != v.across) > 1]
+    for view in planes or VIEWS:  # a single slice has no other planes
         cut = (slice(None),) * view.across + (centre[view.across],)
         grey = (_scaled(volume, volume.voxels[0][cut]) - low) / (high - low)
         a, b = (axis for axis in range(3) if axis != view.across)

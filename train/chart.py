@@ -50,12 +50,14 @@ class Panel:
     Attributes
     ----------
     ticks : names at x = 0, 1, 2, ... instead of numbers.
+    reach : numbers that the x axis covers besides those of the points.
     """
 
     title: str
     xlabel: str
     series: Sequence[Series]
     ticks: Sequence[str] | None = None
+    reach: Sequence[float] = ()
 
 
 def chart(panels: Sequence[Panel]) -> "Image.Image":
@@ -99,7 +101,7 @@ class _Axes:
         self.upper = top + TOP + ROW * (1 + max((row for _, row in self.legend), default=0))
         self.bottom = self.upper + HEIGHT - TOP - ROW
         points = [point for series in panel.series for point in _points(series)]
-        xs = [x for x, _, _ in points] or [0.0, 1.0]
+        xs = [*(x for x, _, _ in points), *panel.reach] or [0.0, 1.0]
         ys = [edge for _, y, spread in points for edge in (y - spread, y + spread)] or [0.0, 1.0]
         self.yticks = ticks_of(min(ys), max(ys))
         if panel.ticks is None:

@@ -34,14 +34,19 @@ def learning_curves(log: Sequence[Mapping[str, Any]]) -> "Image.Image | None":
     """
     losses = [entry for entry in log if "lr" in entry]
     checks = [entry for entry in log if "dice" in entry]
+    reach = (0, max((entry["step"] + 1 for entry in log), default=0))
     panels = []
     if losses:
         names = [name for name in losses[-1] if name not in ("step", "lr")]
-        panels.append(Panel("Loss, each term with its weight", "step", [_smooth(losses, name) for name in names]))
+        lines = [_smooth(losses, name) for name in names]
+        panels.append(Panel("Loss, each term with its weight", "step", lines, reach=reach))
     if checks:
         steps = [entry["step"] + 1 for entry in checks]
-        lines = [Series(label, steps, [entry["dice"][label] for entry in checks]) for label in checks[-1]["dice"]]
-        panels.append(Panel("Dice of the validation cases", "step", lines))
+        labels = list(checks[-1]["dice"])
+        if len(labels) == 2:
+            labels.remove("foreground")  # the mean of one class
+        lines = [Series(label, steps, [entry["dice"][label] for entry in checks]) for label in labels]
+        panels.append(Panel("Dice of the validation cases", "step", lines, reach=reach))
     return chart(panels) if panels else None
 
 
