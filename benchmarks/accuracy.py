@@ -33,9 +33,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if options.smoke:
-            options.data, options.labels, options.seeds = ex.write_phantoms(Path(folder) / "data"), [2, ex.ALL], [0, 1]
-            options.window, options.width, options.iterations = (16, 16, 16), 2, 2
-            options.name, options.runs, options.results = "smoke", Path(folder), Path(folder)
+            ex.make_small(options, Path(folder))
+            options.labels.append(ex.ALL)
         if not (options.name and options.data and options.labels):
             parser.error("--name, --data and --labels are needed")
         sys.exit(benchmark(options))
@@ -44,9 +43,9 @@ def main() -> None:
 def benchmark(options: argparse.Namespace) -> int:
     """Run the rows and print; 1 when one failed."""
     settings = ex.base_settings(options)
-    results = ex.Results(options.results / f"accuracy-{options.name}.json", ex.size_of(settings), table)
+    results = ex.Results(options.results / f"accuracy-{options.name}.json", ex.size_of(settings), table, panels)
     failed = ex.run(plan_rows(options.methods, options.labels, options.seeds), results, settings, options)
-    print(table(results.rows()))
+    print(results.render())
     return 1 if failed else 0
 
 
@@ -61,21 +60,37 @@ def plan_rows(methods: Sequence[str], labels: Sequence[int | str], seeds: Sequen
     ]
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """One line a method and number of labels, the fully labelled last."""
-    groups: dict[tuple[Any, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["labels"], row["method"]), []).append(row)
-    order = {method: number for number, method in enumerate(dict.fromkeys(row["method"] for row in rows))}
+def table(rows: ex.Rows) -> str:
+    """One line a number of labels and method, the fully labelled last."""
     lines = []
-    for (labels, method), group in sorted(groups.items(), key=lambda g: (_count(g[0][0]), order[g[0][1]])):
-        used = "all" if labels == ex.ALL else str(group[0]["labeled"])
-        lines.append([method, f"{used}", str(group[0]["unlabeled"]), *ex.Summary.of(group).cells()])
+    for labels in ex.label_names(rows):
+        for method in methods_of(rows):
+            group = [row for row in ex.with_labels(rows, labels) if row["method"] == method]
+            if group:
+                used = f"{group[0]['labeled']} (all)" if labels == ex.ALL else labels
+                lines.append([method, used, str(group[0]["unlabeled"]), *ex.Summary.of(group).cells()])
     return env.table(("method", "labelled", "unlabelled", *ex.COLUMNS), lines)
 
 
-def _count(labels: int | str) -> float:
-    return float("inf") if labels == ex.ALL else float(labels)
+def panels(rows: ex.Rows) -> list[Any]:
+    """Dice and 95HD of every method over the numbers of labels."""
+    from seg.train.chart import Panel
+
+    names, methods = ex.label_names(rows), methods_of(rows)
+    found = []
+    for metric, title in (("dice", "Dice (%)"), ("hd95", "95HD (mm)")):
+        lines = []
+        for method, shift in zip(methods, ex.shifts(len(methods)), strict=True):
+            own = [row for row in rows if row["method"] == method]
+            groups = {x: ex.with_labels(own, name) for x, name in enumerate(names)}
+            lines.append(ex.series(method, groups, metric, shift=shift, joined=False))
+        found.append(Panel(f"{title}, mean and spread over seeds", "labelled cases", lines, names))
+    return found
+
+
+def methods_of(rows: ex.Rows) -> list[str]:
+    """Methods in the order they were first trained."""
+    return list(dict.fromkeys(row["method"] for row in rows))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """What accuracy.py and ablations.py share: a grid of trainings, one results file, and mean and spread over seeds.
 
 The results file is the checkpoint. A row is written as soon as its training is validated, rows that are there are not
-trained again, and a training that was killed goes on from its own checkpoint in its run folder. One file holds one
-size (data, window, width, iterations, ...): rows of different sizes are not comparable and are refused.
+trained again, and a training that was killed goes on from its own checkpoint in its run folder. Several processes may
+work on one file. It holds one size (data, window, width, iterations, ...): rows of different sizes are not comparable
+and are refused. Its table lies beside it as Markdown and as a chart.
 """
 
 import argparse
@@ -10,13 +11,15 @@ import fcntl
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import environment as env
+
+Rows = Sequence[dict[str, Any]]
 
 METRICS = ("dice", "jaccard", "hd95", "asd")  # the papers' columns
 ALL = "all"  # every training case is labelled
@@ -76,7 +79,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=Path, default=env.ROOT / "runs", help="where trainings are kept")
     parser.add_argument("--keep", action="store_true", help="keep the weights of finished trainings")
     parser.add_argument("--results", type=Path, default=env.RESULTS)
-    parser.add_argument("--smoke", action="store_true", help="phantoms and two steps; writes to --runs alone")
+    parser.add_argument("--smoke", action="store_true", help="a step each on phantoms; writes no result")
 
 
 def _numbers(kind: type) -> Callable[[str], Any]:
@@ -114,15 +117,26 @@ def size_of(settings: Any) -> dict[str, Any]:
 
 
 class Results:
-    """The results file of one experiment; several processes may work on it.
+    """The results file NAME.json of one experiment, with NAME.md and NAME.png made from it.
+
+    Parameters
+    ----------
+    table : rows -> Markdown.
+    panels : rows -> panels of the chart (`seg.train.chart.Panel`).
 
     Raises
     ------
     SystemExit : when the file is there and of another size.
     """
 
-    def __init__(self, path: Path, size: dict[str, Any], table: Callable[[Sequence[dict[str, Any]]], str]) -> None:
-        self.path, self.size, self.table = path, size, table
+    def __init__(
+        self,
+        path: Path,
+        size: dict[str, Any],
+        table: Callable[[Rows], str],
+        panels: Callable[[Rows], Sequence[Any]],
+    ) -> None:
+        self.path, self.size, self.table, self.panels = path, size, table, panels
         path.parent.mkdir(parents=True, exist_ok=True)
         self.rows()
 
@@ -142,7 +156,7 @@ class Results:
         return any(all(r[k] == v for k, v in asdict(row).items()) for r in self.rows())
 
     def add(self, row: dict[str, Any]) -> None:
-        """Write one more row with its table and environment, whole or not at all."""
+        """One more row, with its environment; the file is replaced whole."""
         with open(self.path.with_suffix(".lock"), "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             rows = [*self.rows(), row]
@@ -150,6 +164,17 @@ class Results:
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text(json.dumps({**content, "table": self.table(rows).splitlines()}, indent=1) + "\n")
             temporary.replace(self.path)
+
+    def render(self) -> str:
+        """Write Markdown and chart of the rows there are; returns the Markdown."""
+        from seg.train.chart import chart
+
+        rows = self.rows()
+        text = self.table(rows)
+        self.path.with_suffix(".md").write_text(text + "\n")
+        if panels := self.panels(rows):
+            chart(panels).save(self.path.with_suffix(".png"))
+        return text
 
 
 def run(rows: Sequence[Row], results: Results, settings: Any, options: argparse.Namespace) -> int:
@@ -173,6 +198,7 @@ def run(rows: Sequence[Row], results: Results, settings: Any, options: argparse.
             failed += error.code != "E-RUN-LOCKED"  # another process is at it
             continue
         results.add(result)
+        results.render()
         spent = time.monotonic() - began
         print(f"   Dice {result['mean']['dice']:.4f}, {spent:.0f} s", file=sys.stderr, flush=True)
     return failed
@@ -183,7 +209,7 @@ def train_row(row: Row, settings: Any, options: argparse.Namespace) -> dict[str,
     from seg.train.job import train
 
     method, preset, changes = parse_method(row.method)
-    folder = options.runs / (options.name or "smoke") / row.folder
+    folder = options.runs / options.name / row.folder
     settings = replace(
         settings,
         output=str(folder),
@@ -214,16 +240,19 @@ def config_of(text: str) -> Any:
 
     Raises
     ------
-    SystemExit : for an unknown method or preset.
-    SegError : E-CONFIG for an option that does not exist or does not fit.
+    SystemExit : for an unknown method or preset, and for an option that does not exist or does not fit.
     """
+    from seg.infer.errors import SegError
     from seg.train.methods import METHODS, PRESETS
     from seg.train.settings import override
 
     method, preset, changes = parse_method(text)
     if method not in METHODS or (preset is not None and preset not in PRESETS.get(method, {})):
         raise SystemExit(f"{text}: choose from {', '.join(METHODS)} and their presets")
-    return override(METHODS[method].Config(), {**PRESETS.get(method, {}).get(preset or "", {}), **changes}, text)
+    try:
+        return override(METHODS[method].Config(), {**PRESETS.get(method, {}).get(preset or "", {}), **changes}, text)
+    except SegError as error:
+        raise SystemExit(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -235,22 +264,58 @@ class Summary:
     spread: dict[str, float] | None
 
     @classmethod
-    def of(cls, rows: Sequence[dict[str, Any]]) -> "Summary":
+    def of(cls, rows: Rows) -> "Summary":
         values = {metric: [row["mean"][metric] for row in rows] for metric in METRICS}
         spread = {metric: stdev(v) for metric, v in values.items()} if len(rows) > 1 else None
         return cls(len(rows), {metric: mean(v) for metric, v in values.items()}, spread)
 
+    def scaled(self, metric: str) -> tuple[float, float]:
+        """Mean and spread as the papers give them: overlap in percent, distances in mm."""
+        scale = 100 if metric in ("dice", "jaccard") else 1
+        return scale * self.mean[metric], 0.0 if self.spread is None else scale * self.spread[metric]
+
     def cells(self) -> list[str]:
-        """Dice and Jaccard in percent, distances in mm, each with its spread, and the number of seeds."""
+        """Each metric with its spread, and the number of seeds."""
         cells = []
         for metric in METRICS:
-            scale = 100 if metric in ("dice", "jaccard") else 1
-            spread = "" if self.spread is None else f" ± {scale * self.spread[metric]:.2f}"
-            cells.append(f"{scale * self.mean[metric]:.2f}{spread}")
+            average, spread = self.scaled(metric)
+            cells.append(f"{average:.2f}" + ("" if self.spread is None else f" ± {spread:.2f}"))
         return [*cells, str(self.seeds)]
 
 
 COLUMNS = ("Dice (%)", "Jaccard (%)", "95HD (mm)", "ASD (mm)", "seeds")
+
+
+def series(name: str, groups: Mapping[float, Rows], metric: str, *, shift: float = 0.0, joined: bool = True) -> Any:
+    """A line of the chart: x -> the rows over whose seeds the metric is averaged."""
+    from seg.train.chart import Series
+
+    points = [(x + shift, *Summary.of(rows).scaled(metric)) for x, rows in sorted(groups.items()) if rows]
+    xs, means, spreads = zip(*points, strict=True) if points else ((), (), ())
+    return Series(name, xs, means, spreads, joined)
+
+
+def shifts(count: int) -> list[float]:
+    """Small distances, so that the points of `count` series at one name do not hide each other."""
+    return [0.08 * (k - (count - 1) / 2) for k in range(count)]
+
+
+def label_names(rows: Rows) -> list[str]:
+    """Numbers of labelled cases in order, `all` last."""
+    found = {row["labels"] for row in rows}
+    return [str(count) for count in sorted(found - {ALL})] + ([ALL] if ALL in found else [])
+
+
+def with_labels(rows: Rows, name: str) -> Rows:
+    """The rows of one of the `label_names`."""
+    return [row for row in rows if str(row["labels"]) == name]
+
+
+def make_small(options: argparse.Namespace, folder: Path) -> None:
+    """--smoke: the options of a run on phantoms that takes seconds and leaves nothing behind."""
+    options.data, options.labels, options.seeds = write_phantoms(folder / "data"), [2], [0, 1]
+    options.window, options.width, options.iterations = (16, 16, 16), 2, 1
+    options.name, options.runs, options.results = "smoke", folder, folder
 
 
 def write_phantoms(folder: Path) -> str:

@@ -14,7 +14,7 @@ from seg.infer.backends import open_backend
 from seg.infer.stitch import window_starts
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-SCRIPTS = ("inference", "memory", "startup", "models", "accuracy")
+SCRIPTS = ("inference", "memory", "startup", "models", "accuracy", "ablations")
 MODULES = {*SCRIPTS, "environment", "experiments"}
 
 
