@@ -22,6 +22,7 @@ from seg.infer.predict import segment
 from seg.infer.spec import ModelSpec
 
 from .cases import Case
+from .networks import run_windows
 from .prepare import load_label, load_volume
 
 MEMORY_SHARE = 0.7  # of what is free; the cost of an exported network is that of an engine, torch takes more
@@ -41,7 +42,7 @@ class ModuleBackend:
         self._module.eval()
         tensor = torch.from_numpy(x).to(self._device)
         with torch.autocast(self._device.type, self._precision, enabled=self._precision != torch.float32):
-            logits = self._module(tensor)
+            logits = run_windows(self._module, tensor)
         self._module.train(training)
         result: NDArray[np.float32] = logits.float().cpu().numpy()
         return result

@@ -23,7 +23,7 @@ from .curves import learning_curves, read_log
 from .evaluate import WORST, ModuleBackend, evaluate, free_memory, validate
 from .facts import CaseFacts
 from .loop import Data, Loop, LoopConfig
-from .methods import METHODS, PRESETS, Method, MethodConfig
+from .methods import METHODS, PRESETS, Method, MethodConfig, default_options
 from .networks import NETWORKS, build_network
 from .plan import Plan, plan
 from .prepare import prepare_all
@@ -109,6 +109,7 @@ def prepare_job(settings: Settings, say: Callable[[str], None], device: torch.de
         memory_bytes=memory_of(device),
         device="cuda" if device.type == "cuda" else "cpu",
         dims=network.dims,
+        batch_labeled=_method_config(settings).labeled_batch,
         channel_names=dataset.channel_names,
     )
     spec = _spec(settings, decided)
@@ -142,6 +143,7 @@ def _spec(settings: Settings, decided: Plan) -> ModelSpec:
         normalisation=decided.normalisation,
         window=decided.window,
         stride=decided.stride,
+        orientation=decided.orientation,
         dims=decided.dims,
         tiling="window" if settings.tiling == "window" else "free",
         intensity_range=decided.intensity_range,
@@ -179,7 +181,8 @@ def _method_config(settings: Settings) -> MethodConfig:
         raise SegError(
             "E-CONFIG", Exit.USAGE, "", f"{settings.method} has no preset {settings.preset}", f"use one of: {known}"
         )
-    options = {**presets.get(settings.preset or "", {}), **settings.method_options}
+    network: Any = NETWORKS[settings.network]
+    options = default_options(settings.method, settings.preset, network.dims) | settings.method_options
     return override(METHODS[settings.method].Config(), options, "method")
 
 
