@@ -32,7 +32,7 @@ class ComputeOptions:
     precision : "auto" computes in the precision of the artifact, and takes a shipped model's int8 form on the CPU.
     threads : 0 takes all that the process may use.
     max_memory : bytes the process may use, None: what is free.
-    mirror : average over the eight mirrorings.
+    mirror : average over the eight mirrorings (2D: four).
     largest_component : keep the largest connected part of each class.
     probabilities : keep the probability of each class too.
     force_intensity : compute even where the intensities cannot be those the model was made for.
@@ -108,7 +108,7 @@ def plan_header(header: NiftiHeader, artifact: Artifact, options: ComputeOptions
         features=width is not None,
         precision="bf16" if options.precision == "bf16" else stored_precision(artifact.spec),
         threads=options.threads or usable_threads(),
-        passes=8 if options.mirror else 1,
+        passes=2**artifact.spec.dims if options.mirror else 1,
     )
 
 

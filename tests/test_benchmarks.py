@@ -14,7 +14,8 @@ from seg.infer.backends import open_backend
 from seg.infer.stitch import window_starts
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-SCRIPTS = ("inference", "memory", "startup", "models")
+SCRIPTS = ("inference", "memory", "startup", "models", "accuracy", "ablations")
+MODULES = {*SCRIPTS, "environment", "experiments"}
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,7 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = set(sys.modules)
     monkeypatch.syspath_prepend(str(FOLDER))
     yield
-    for name in {*SCRIPTS, "environment"} - before:
+    for name in MODULES - before:
         sys.modules.pop(name, None)
 
 

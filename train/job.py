@@ -19,13 +19,15 @@ from seg.infer.spec import ModelSpec
 from .augment import WeakAugmentation
 from .cases import Case, discover
 from .check import Checked, check_dataset
-from .evaluate import validate
+from .curves import learning_curves, read_log
+from .evaluate import WORST, ModuleBackend, evaluate, free_memory, validate
 from .facts import CaseFacts
 from .loop import Data, Loop, LoopConfig
-from .methods import METHODS, PRESETS, Method, MethodConfig
+from .methods import METHODS, PRESETS, Method, MethodConfig, default_options
 from .networks import NETWORKS, build_network
 from .plan import Plan, plan
 from .prepare import prepare_all
+from .report import CURVES, write_evaluation, write_picture
 from .run import load_checkpoint, locked, read_config, set_aside, write_json
 from .settings import Settings, override
 from .split import Split, choose_split
@@ -107,6 +109,7 @@ def prepare_job(settings: Settings, say: Callable[[str], None], device: torch.de
         memory_bytes=memory_of(device),
         device="cuda" if device.type == "cuda" else "cpu",
         dims=network.dims,
+        batch_labeled=_method_config(settings).labeled_batch,
         channel_names=dataset.channel_names,
     )
     spec = _spec(settings, decided)
@@ -140,6 +143,7 @@ def _spec(settings: Settings, decided: Plan) -> ModelSpec:
         normalisation=decided.normalisation,
         window=decided.window,
         stride=decided.stride,
+        orientation=decided.orientation,
         dims=decided.dims,
         tiling="window" if settings.tiling == "window" else "free",
         intensity_range=decided.intensity_range,
@@ -177,7 +181,8 @@ def _method_config(settings: Settings) -> MethodConfig:
         raise SegError(
             "E-CONFIG", Exit.USAGE, "", f"{settings.method} has no preset {settings.preset}", f"use one of: {known}"
         )
-    options = {**presets.get(settings.preset or "", {}), **settings.method_options}
+    network: Any = NETWORKS[settings.network]
+    options = default_options(settings.method, settings.preset, network.dims) | settings.method_options
     return override(METHODS[settings.method].Config(), options, "method")
 
 
@@ -260,14 +265,25 @@ def train(
             _resume(loop, folder, say)
         say(f"training on {device} in {str(precision).removeprefix('torch.')}, from step {loop.step}")
         loop.run()
-        result = validate(loop.method.deployed(), job.split.val, job.spec, device, torch.float32)
-        result |= {"step": loop.step, "seconds": round(time.monotonic() - began, 1)}
-        write_json(folder / "validation.json", result)
+        backend = ModuleBackend(loop.method.deployed(), device)
+        evaluation = evaluate(backend, job.split.val, job.spec, memory_bytes=free_memory(device), keep=WORST)
+        facts = {"step": loop.step, "seconds": round(time.monotonic() - began, 1)}
+        result = write_evaluation(folder, evaluation, job.spec, facts)
+        _draw_curves(folder, result)
         return result
 
 
-def _refuse_folder(folder: Path, data: Sequence[str], resume: bool) -> None:
-    """Before anything is written: a run among the scans, over other files, or continued from nothing."""
+def _draw_curves(folder: Path, result: dict[str, Any]) -> None:
+    """The losses, and the Dice of every validation where there were some before the last."""
+    log = read_log(folder / "metrics.jsonl")
+    if any("dice" in entry for entry in log):
+        log.append({"step": result["step"] - 1, "dice": {k: m["dice"] for k, m in result["mean"].items()}})
+    if picture := learning_curves(log):
+        write_picture(folder / CURVES, picture)
+
+
+def refuse_data_folder(folder: Path, data: Sequence[str]) -> None:
+    """E-OUT-SAME for an output among the scans, or around them."""
     run = folder.resolve()
     for source in map(Path, data):
         scans = source.resolve()
@@ -275,6 +291,11 @@ def _refuse_folder(folder: Path, data: Sequence[str], resume: bool) -> None:
             where = "is" if run == scans else "is inside" if scans in run.parents else "contains"
             found, fix = f"{where} the data folder {source}", "choose a folder beside it"
             raise SegError("E-OUT-SAME", Exit.OUTPUT, str(folder), found, fix)
+
+
+def _refuse_folder(folder: Path, data: Sequence[str], resume: bool) -> None:
+    """Before anything is written: a run among the scans, over other files, or continued from nothing."""
+    refuse_data_folder(folder, data)
     if not resume:
         _refuse_run(folder)
         with suppress(OSError):  # absent is fine, and `locked` tells the rest

@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from seg.infer.errors import Exit, SegError
 from seg.infer.volume import Shape3
@@ -48,6 +50,11 @@ class LoopConfig:
     log_every: int = 10
     validate_every: int = 0
     save_seconds: float = 60.0
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        """The window as networks see it: a window of one slice has two extents."""
+        return self.window if self.window[2] > 1 else self.window[:2]
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,8 @@ class Loop:
         report: Callable[[int, dict[str, float], float], None] = lambda *_: None,
     ) -> None:
         self.method = method.to(device)
+        if len(config.extents) == 2:
+            convert_conv2d_weight_memory_format(method, torch.channels_last)  # a fifth faster on a CPU
         self.data, self.config, self.augmentation = data, config, augmentation
         self.folder, self.device, self.precision = folder, device, precision
         self.validate, self.report = validate, report
@@ -191,10 +200,15 @@ class Loop:
         torch.manual_seed(seed)  # dropout
         generator = torch.Generator(self.device).manual_seed(seed)
 
+        extents = self.config.extents
+
+        def moved(array: NDArray[Any]) -> Tensor:
+            tensor = torch.from_numpy(array).to(self.device, non_blocking=True)
+            return tensor if len(extents) == 3 else tensor.squeeze(-1)
+
         def weak(crops: Crops) -> tuple[Tensor, Tensor | None]:
-            image = torch.from_numpy(crops.image).to(self.device, non_blocking=True)
-            label = None if crops.label is None else torch.from_numpy(crops.label).to(self.device, non_blocking=True)
-            return weak_augment(image, label, self.config.window, self.augmentation, generator)
+            label = None if crops.label is None else moved(crops.label)
+            return weak_augment(moved(crops.image), label, extents, self.augmentation, generator)
 
         x, y = weak(labeled)
         assert y is not None

@@ -9,9 +9,12 @@ from .methods.base import MethodConfig
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: MethodConfig) -> torch.optim.Optimizer:
-    """SGD with momentum 0.9 or AdamW, fused."""
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, config.lr, momentum=0.9, weight_decay=config.weight_decay, fused=True)
+    """SGD with momentum 0.9, plain or Nesterov's, or AdamW; fused."""
+    if config.optimizer in ("sgd", "nesterov"):
+        nesterov = config.optimizer == "nesterov"
+        return torch.optim.SGD(
+            parameters, config.lr, momentum=0.9, weight_decay=config.weight_decay, nesterov=nesterov, fused=True
+        )
     return torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
 
 

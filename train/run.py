@@ -4,6 +4,7 @@ config.json       every setting used, the model spec and the split; compared on 
 checkpoint.pt     newest checkpoint (checkpoint.previous.pt: the one before)
 metrics.jsonl     one line per logged step
 validation.json   per-case metrics of the newest validation, and the number of steps finished before it
+validation.csv    the same of the finished run as a table; worst-cases.png and curves.png are pictures of it
 tensorboard/      the same curves
 """
 

@@ -147,3 +147,36 @@ def test_refusals(tmp_path, scan):
     with pytest.raises(SegError, match="E-OUT-EXISTS"):
         preview_png(volume, mask, LABELS, str(path), overwrite=False)
     assert path.read_bytes() == b"kept"
+
+
+def test_beside_a_truth_the_planes_go_through_the_largest_error(scan):
+    """The truth's second box stands elsewhere: white outlines there, none where mask and truth agree."""
+    volume, mask = scan
+    truth = mask.copy()
+    truth[2:10, 4:12, 2:6] = 1  # left posterior inferior, not found
+    picture = render(volume, mask, LABELS, truth=truth)
+    white = np.argwhere((np.asarray(picture) == 255).all(axis=-1))
+    white = white[white[:, 0] < TOP + HEIGHT]  # not the legend's
+    x = (white[:, 1] - GAP) / WIDTHS[0]
+    y = (white[:, 0] - TOP) / HEIGHT
+    axial = (x > 0) & (x < 1) & (y > 0.02) & (y < 0.98)  # without the letters at the edge
+    assert axial.any()
+    for value, low, high in ((x[axial], 1 - 10 / 40, 1 - 2 / 40), (y[axial], 1 - 12 / 50, 1 - 4 / 50)):
+        inside = value[(value > 0.06) & (value < 0.94)]
+        assert inside.min() == pytest.approx(low, abs=0.03)
+        assert inside.max() == pytest.approx(high, abs=0.03)
+    same = render(volume, mask, LABELS, truth=mask)
+    assert not (np.asarray(same)[TOP + 40 : TOP + HEIGHT - 40, GAP + 40 : GAP + WIDTHS[0] - 40] == 255).all(-1).any()
+    assert render(volume, mask, LABELS).size == same.size
+
+
+def test_a_truth_of_another_shape_is_refused(scan):
+    volume, mask = scan
+    with pytest.raises(ValueError, match="truth has shape"):
+        render(volume, mask, LABELS, truth=mask[1:])
+
+
+def test_a_single_slice_has_one_plane(scan):
+    volume, mask = scan
+    slab = Volume(volume.voxels[..., 10:11], volume.affine)
+    assert render(slab, mask[..., 10:11], LABELS).width == WIDTHS[0] + 2 * GAP

@@ -26,9 +26,9 @@ class Batch:
 
     Attributes
     ----------
-    x : (B, C, X, Y, Z) labelled images, network grid, normalised, weakly augmented.
-    y : (B, X, Y, Z) int64 class indices.
-    u : (U, C, X, Y, Z) unlabelled images, weakly augmented; U may be 0.
+    x : (B, C, X, Y, Z) labelled images, network grid, normalised, weakly augmented; slices are (B, C, X, Y).
+    y : (B, X, Y[, Z]) int64 class indices.
+    u : (U, C, X, Y[, Z]) unlabelled images, weakly augmented; U may be 0.
     generator : the step's random numbers, seeded from (seed, step), so that a resumed run repeats them.
     """
 
@@ -45,7 +45,7 @@ class MethodConfig:
     labeled_batch: int = 4
     unlabeled_batch: int = 0
     dropout: float = 0.5  # V-Net's own, bottleneck and head
-    optimizer: Literal["sgd", "adamw"] = "adamw"
+    optimizer: Literal["sgd", "nesterov", "adamw"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 1e-4
     schedule: Literal["poly", "step", "constant"] = "poly"  # step: x0.1 every 2500 iterations

@@ -56,7 +56,7 @@ class CrossMatchConfig(MethodConfig):
     ramp_up: float = 0.4  # share of the run over which the unsupervised losses fade in; 0 acts from the first step
 
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, Any]] = {  # the papers' left atrium
     # Text of the paper: equation 12, threshold 0.85 fixed, batch 2 + 2, no third loader.
     "paper": dict(labeled_batch=2, unlabeled_batch=2, dropout=0.5, teacher="stacked", ema=0.0, ramp_up=0.0),
     # Repository HEAD 59772e0, LA/code/train.sh and train_cross_match.py: c 0.75 with ramp, L / 2, L_ip weight 0.5.
@@ -79,10 +79,29 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": {},
 }
 
+_ACDC: dict[str, Any] = dict(
+    labeled_batch=12,
+    dropout=0.5,
+    optimizer="nesterov",
+    lr=0.01,
+    threshold=0.95,
+    teacher="stacked",
+    ema=0.0,
+    ramp_up=0.0,
+)
+PRESETS_2D: dict[str, dict[str, Any]] = {  # slices: the papers' ACDC
+    # Section IV: SGD, threshold 0.95. The text's batch of 12 is 12 + 12 in the code. Equation 12 has no weights.
+    "paper": dict(_ACDC, unlabeled_batch=12),
+    # Repository HEAD 59772e0, ACDC/train_cross_match.py: L_kd has half the weight it has for the left atrium. There the
+    # Dice loss counts the background too; here it does not.
+    "official": dict(_ACDC, unlabeled_batch=24, mix_batch=12, ip_weight=0.5, kd_weight=0.5, scale=0.5),
+    "fast": {},
+}
 
-def preset(name: str) -> CrossMatchConfig:
-    """A named preset."""
-    return replace(CrossMatchConfig(), **PRESETS[name])
+
+def preset(name: str, dims: int = 3) -> CrossMatchConfig:
+    """A named preset for volumes or slices."""
+    return replace(CrossMatchConfig(), **(PRESETS if dims == 3 else PRESETS_2D)[name])
 
 
 class CrossMatch(Method):
@@ -183,7 +202,7 @@ class CrossMatch(Method):
     def _perturbed(self, levels: Sequence[Tensor], p: float) -> list[Tensor]:
         """Feature perturbation on all five levels (LA/code/networks/vnet.py, PertDropout)."""
         drop = {
-            "dropout": F.dropout3d,
+            "dropout": F.dropout3d if self._network.dims == 3 else F.dropout2d,
             "alpha": F.alpha_dropout,
             "feature_alpha": F.feature_alpha_dropout,
         }[self.config.perturbation]
@@ -211,7 +230,7 @@ class CrossMatch(Method):
 
 @dataclass(frozen=True)
 class _Target:
-    """Hard labels and the voxels that count: (B, X, Y, Z) each."""
+    """Hard labels and the voxels that count: (B, X, Y[, Z]) each."""
 
     label: Tensor
     keep: Tensor

@@ -1,10 +1,11 @@
 """Networks by name. A network has `encode`, `decode`, `forward`, and the class attributes `stride` and `dims`."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 from torch import Tensor, nn
 
+from .unet import UNet2d
 from .vnet import VNet
 
 
@@ -23,9 +24,18 @@ class Network(Protocol):
         ...
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"vnet": VNet}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"vnet": VNet, "unet2d": UNet2d}
 
 
 def build_network(name: str, channels: int, classes: int, width: int, dropout: float) -> nn.Module:
     """A network by its name in `NETWORKS`, default PyTorch initialisation."""
     return NETWORKS[name](channels=channels, classes=classes, width=width, dropout=dropout)
+
+
+def run_windows(network: nn.Module, x: Tensor) -> Tensor:
+    """(N, C, X, Y, Z) windows -> (N, K, X, Y, Z) logits; a network of two dimensions takes their slices as a batch."""
+    if cast(Network, network).dims == 3:
+        logits: Tensor = network(x)
+        return logits
+    slices: Tensor = network(x.movedim(-1, 1).flatten(0, 1))
+    return slices.reshape(len(x), -1, *slices.shape[1:]).movedim(1, -1)
