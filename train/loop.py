@@ -93,7 +93,7 @@ class Loop:
         self.folder, self.device, self.precision = folder, device, precision
         self.validate, self.report = validate, report
         self.step = 0
-        self.optimizers = {p: build_optimizer(method.trainable(p), method.config) for p in method.phases}
+        self.optimizers = {p: build_optimizer(method.trainable(p), method.settings(p)) for p in method.phases}
         self._stop: int | None = None
         self._saved = time.monotonic()
         if method.config.unlabeled_batch and not data.unlabeled:
@@ -160,7 +160,7 @@ class Loop:
         every: dict[str, Tensor] = {}
         for phase, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(self.method.config, self.step, self.config.iterations)
+                group["lr"] = learning_rate(self.method.settings(phase), self.step, self.config.iterations)
             with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
                 losses = self.method.losses(batch, self.step, phase)
             total = torch.stack(list(losses.values())).sum()

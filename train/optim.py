@@ -15,7 +15,7 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: MethodConfig) ->
         return torch.optim.SGD(
             parameters, config.lr, momentum=0.9, weight_decay=config.weight_decay, nesterov=nesterov, fused=True
         )
-    return torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
+    return torch.optim.AdamW(parameters, config.lr, config.betas, weight_decay=config.weight_decay, fused=True)
 
 
 def learning_rate(config: MethodConfig, step: int, iterations: int) -> float:

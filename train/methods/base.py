@@ -12,12 +12,15 @@ pre-training period (BCP) is a branch on `step`, a teacher (UA-MT) is updated in
 survive an interruption is a parameter or a buffer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+
+from ..networks import Network
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class MethodConfig:
     weight_decay: float = 1e-4
     schedule: Literal["poly", "step", "constant"] = "poly"  # step: x0.1 every 2500 iterations
     clip_norm: float = 0.0  # 0 is off
+    betas: tuple[float, float] = (0.9, 0.999)  # of adamw
 
 
 class Method(nn.Module):
@@ -68,6 +72,10 @@ class Method(nn.Module):
         """Parameters that the optimiser of `phase` moves."""
         return self.student.parameters()
 
+    def settings(self, phase: str) -> MethodConfig:
+        """What the optimiser of `phase` is built from: optimizer, lr, schedule, weight_decay, betas."""
+        return self.config
+
     def losses(self, batch: Batch, step: int, phase: str = "student") -> dict[str, Tensor]:
         """Named weighted scalars whose sum is minimised. `step` counts from 0."""
         raise NotImplementedError
@@ -78,3 +86,21 @@ class Method(nn.Module):
     def deployed(self) -> nn.Module:
         """The network to validate and export: one input, one logits output."""
         return self.student
+
+
+@contextmanager
+def in_training_mode(module: nn.Module) -> Iterator[None]:
+    """Dropout on and batch statistics, as teachers of several methods have it, for the length of a block."""
+    modes = {part: part.training for part in module.modules()}
+    for part in modes:
+        part.training = True
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def pointwise(network: Network, inputs: int, outputs: int) -> nn.Module:
+    """A 1x1(x1) convolution of the network's dimension: a further head."""
+    return nn.Conv3d(inputs, outputs, 1) if network.dims == 3 else nn.Conv2d(inputs, outputs, 1)

@@ -1,12 +1,12 @@
 """Networks by name. A network has `encode`, `decode`, `forward`, and the class attributes `stride` and `dims`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, cast
 
 from torch import Tensor, nn
 
 from .unet import UNet2d
-from .vnet import VNet
+from .vnet import Up, VNet
 
 
 class Network(Protocol):
@@ -14,13 +14,34 @@ class Network(Protocol):
 
     stride: tuple[int, int, int]
     dims: int
+    width: int
+    channels: int
+    classes: int
+    up_mode: Up
+    head: nn.Module
 
-    def encode(self, x: Tensor) -> list[Tensor]:
-        """Input -> feature levels, finest first."""
+    def encode(self, x: Tensor, after: Mapping[int, nn.Module] | None = None) -> list[Tensor]:
+        """Input -> feature levels, finest first; `after` is applied to a level before the next one sees it."""
+        ...
+
+    def pyramid(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Feature levels -> the decoder's stages, finest first."""
+        ...
+
+    def features(self, levels: Sequence[Tensor], head_dropout: bool = True) -> Tensor:
+        """Feature levels -> (N, width, ...), what the head sees."""
         ...
 
     def decode(self, levels: Sequence[Tensor], head_dropout: bool = True) -> Tensor:
         """Feature levels -> logits."""
+        ...
+
+    def twin(self, up: Up = "transposed") -> "Network":
+        """A network of the same size with weights of its own."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Input -> logits."""
         ...
 
 
