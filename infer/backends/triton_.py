@@ -20,7 +20,7 @@ from ..artifact import GOLDEN_KEY, HEAD_KEY, SPEC_KEY, Artifact, Golden
 from ..classes import Head
 from ..errors import Exit, SegError, missing_extra
 from ..spec import ModelSpec
-from . import TRITON, Precision, closed, from_slices, no_device, no_precision, to_slices
+from . import TRITON, Precision, closed, cuda_index, from_slices, no_device, no_precision, to_slices
 
 TIMEOUT = 600.0  # seconds for one call; a whole scan on a server without GPU takes minutes
 IN_FLIGHT = 2  # calls per server at a time: one travels while one is computed
@@ -51,7 +51,7 @@ class TritonBackend:
         threads: int = 0,
         output: str = "logits",
     ) -> None:
-        if device not in ("auto", "cpu"):
+        if cuda_index(device) is not None:
             raise no_device("triton", device, "the server chooses its devices", "leave out -d")
         if precision not in ("auto", "fp32"):
             raise no_precision("triton", precision, f"serve the model in {precision}")
