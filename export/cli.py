@@ -29,6 +29,7 @@ def seg_export(
     triton: Annotated[str | None, typer.Option(metavar="DIR", help="Add the model to a Triton server's model repository.")] = None,
     triton_backend: Annotated[Literal["onnxruntime", "python", "tensorrt"], typer.Option(help="What runs it there: the server's ONNX Runtime, our engine in its Python backend, or its TensorRT (for a plan).")] = "onnxruntime",
     triton_half: Annotated[bool, typer.Option("--triton-half", help="Half the traffic, in float16; python backend.")] = False,
+    bundle: Annotated[str | None, typer.Option(metavar="DIR", help="Write a MONAI bundle, which runs without seg-toolkit.")] = None,
     card: Annotated[str | None, typer.Option(metavar="FILE.toml", help="Entries for the model card: data, license, limits.")] = None,
     features: Annotated[bool, typer.Option("--features", help="Offer the features too: less memory with many classes.")] = False,
     precision: Annotated[Literal["fp32", "fp16", "int8"], typer.Option(help="fp16 is half the size; int8 a quarter and faster on CPUs, it needs --calibration.")] = "fp32",
@@ -47,14 +48,16 @@ def seg_export(
             int8 = Int8(calibration, scans, verify)
         elif precision == "int8" or calibration is not None or verify is not None:
             raise typer.BadParameter("--precision int8 and --calibration DIR go together; --verify DIR needs them")
-        if (output is None) == (triton is None):
-            raise typer.BadParameter("give one of -o MODEL.onnx and --triton DIR")
+        if sum(target is not None for target in (output, triton, bundle)) != 1:
+            raise typer.BadParameter("give one of -o MODEL.onnx, --triton DIR and --bundle DIR")
         if output is not None:
             _export(source, output, card, features, precision == "fp16", int8, overwrite, quiet)
-        elif triton is not None:
-            options = (card, features, precision == "fp16", int8)
-            with _artifact(source, options) as path:
+            return
+        with _artifact(source, (card, features, precision == "fp16", int8)) as path:
+            if triton is not None:
                 _to_triton(path, triton, triton_backend, triton_half, overwrite, quiet)
+            elif bundle is not None:
+                _to_bundle(path, bundle, quiet)
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,16 @@ def _to_triton(path: str, folder: str, backend: "TritonBackendName", half: bool,
         say(f"{folder}: the model {model} for the backend {backend}")
         say(f"next: tritonserver --model-repository {folder}")
         say(f"      seg-infer scan.nii.gz -o mask.nii.gz -m {model} --triton localhost:8001")
+
+
+def _to_bundle(path: str, folder: str, quiet: bool) -> None:
+    from .bundle import write_bundle
+
+    write_bundle(path, folder)
+    if not quiet:
+        say(
+            f"next: see {folder}/docs/README.md, or python -m monai.bundle run --config_file {folder}/configs/inference.json"
+        )
 
 
 def _card_entries(path: str) -> dict[str, str]:
