@@ -38,6 +38,7 @@ def load_run(folder: Path, card: dict[str, Any] | None = None) -> tuple[nn.Modul
         "labeled": len(split["labeled"]),
         "unlabeled": len(split["unlabeled"]) if config["method"]["options"]["unlabeled_batch"] else 0,
         "data_sha256": config["data"],
+        **({"teacher": config["teacher"]} if "teacher" in config else {}),
     }
     summary = _summary(read_json(folder / "validation.json"), state["step"], loop["iterations"])
     entries = {"license": config["license"], "notice": NOTICE, "training": training, "validation": summary}

@@ -7,8 +7,8 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from .artifact import Artifact, load, resolve
-from .backends import ONNX_ENGINES, Backend, engine_for, open_backend
+from .artifact import DEFAULT_MODEL, Artifact, load, resolve
+from .backends import ONNX_ENGINES, TRITON, Backend, engine_for, open_backend
 from .compute import ComputeOptions, blends_features, plan_header, stored_precision
 from .console import say
 from .display import Display
@@ -34,6 +34,7 @@ class Request:
     output: str
     lists: list[str] = field(default_factory=list)
     model: str | None = None
+    triton: list[str] = field(default_factory=list)
     device: str = "auto"
     computing: ComputeOptions = field(default_factory=ComputeOptions)
     reading: ReadOptions = field(default_factory=ReadOptions)
@@ -96,7 +97,7 @@ def run(request: Request) -> int:
 def _run(request: Request, report: Report) -> int:
     batch = _plan(request)
     report.jobs = batch.jobs
-    artifact = load(resolve(request.model, request.computing.precision, request.device))
+    artifact = _served(request) if request.triton else _local(request)
     _refuse_precision(artifact, request)
     report.spec = artifact.spec
     if request.model is None and not request.quiet:
@@ -135,10 +136,27 @@ def _run(request: Request, report: Report) -> int:
     return _status(ordered)
 
 
+def _local(request: Request) -> Artifact:
+    return load(resolve(request.model, request.computing.precision, request.device))
+
+
+def _served(request: Request) -> Artifact:
+    """The model on the Triton servers. With -m FILE it must be that file's; a name is the name it is served under."""
+    model = request.model or DEFAULT_MODEL
+    mine = load(model).spec if os.path.isfile(model) else None
+    name = model if mine is None else mine.name
+    artifact = load(f"{TRITON}{','.join(request.triton)}/{name}")
+    if mine is not None and mine.graph_sha256 != artifact.spec.graph_sha256:
+        found, fix = f"{artifact.path} is another network", "serve this file, or give the served model's name with -m"
+        raise SegError("E-MODEL-OTHER", Exit.MODEL, model, found, fix)
+    return artifact
+
+
 def _refuse_precision(artifact: Artifact, request: Request) -> None:
     """An artifact computes as it was exported: fp32 and int8 are forms of the file, not switches of the engine."""
     asked, stored = request.computing.precision, stored_precision(artifact.spec)
-    if asked in ("fp32", "int8") and artifact.path.endswith(".onnx") and asked != stored:
+    fixed = artifact.path.endswith(".onnx") or artifact.path.startswith(TRITON)
+    if asked in ("fp32", "int8") and fixed and asked != stored:
         found, fix = f"is an {stored} artifact", f"use --precision {stored}, or the {asked} form of the model"
         raise SegError("E-PRECISION", Exit.MODEL, artifact.path, found, fix, asked)
 

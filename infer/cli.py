@@ -88,6 +88,7 @@ def seg_infer(
     inputs: Annotated[list[str] | None, typer.Option("-i", "--input", metavar="SCAN", help="The same as SCAN; may be repeated.")] = None,
     lists: Annotated[list[str] | None, typer.Option("--from", metavar="FILE", help="Text with one scan a line, and after a tab, if wanted, the mask's name; may be repeated.")] = None,
     model: Annotated[str | None, typer.Option("-m", "--model", help="Name from --models, or a file that seg-export wrote.  [default: left-atrium]", show_default=False)] = None,
+    triton: Annotated[list[str] | None, typer.Option(metavar="HOST:PORT", help="Compute on a Triton server that has the model (gRPC port); repeat for several servers.")] = None,
     device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu or cuda:N.")] = "auto",
     precision: Annotated[Literal["auto", "fp32", "bf16", "int8"], typer.Option(help="auto: as the model was exported; a shipped model's int8 form on the CPU.")] = "auto",
     max_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Bound on the process, like 4G. Default: what is free.")] = None,
@@ -143,6 +144,7 @@ def seg_infer(
             output,
             lists or [],
             model=model,
+            triton=triton or [],
             device=device,
             computing=ComputeOptions(
                 tiling, precision, threads, memory, tta, largest_component, save_probabilities, force_intensity

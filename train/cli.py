@@ -33,8 +33,9 @@ def seg_train(
     ctx: typer.Context,
     data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Folder(s) of scans: images/ and labels/, labeled/ and unlabeled/, or nnU-Net.")],
     output: Annotated[str, typer.Option("-o", "--output", metavar="RUN", help="Run folder to write.")],
-    method: Annotated[str, typer.Option(help="supervised or crossmatch.")] = "supervised",
+    method: Annotated[str, typer.Option(help="supervised or crossmatch; see also --distill.")] = "supervised",
     preset: Annotated[str | None, typer.Option(help="Named settings of the method; crossmatch: paper, official, fast.")] = None,
+    distill: Annotated[str | None, typer.Option(metavar="TEACHER", help="Learn from a trained run, an exported file or a shipped model: a smaller student, see --width.")] = None,
     network: Annotated[str, typer.Option(help="vnet, or unet2d for slices.")] = "vnet",
     labeled: Annotated[int | None, typer.Option(metavar="N", help="Use N labelled cases, the other training cases as unlabelled.")] = None,
     split: Annotated[str | None, typer.Option(metavar="FILE", help="JSON with labeledN, train, unlabeled, val. Default: splits.json in DATA.")] = None,
@@ -68,6 +69,7 @@ def seg_train(
         settings = Settings(
             tuple(data), output, name, method, preset, network, labeled, split, iterations,
             _triple(spacing, float), _triple(window, int), width, device, cast(Any, precision), seed, validate_every,
+            distill=distill,
         )  # fmt: skip
         if config is not None:
             settings = settings.with_file(config, given)

@@ -17,13 +17,13 @@ from seg.infer.machine import available_memory
 from seg.infer.spec import ModelSpec
 
 from .augment import WeakAugmentation
-from .cases import Case, discover
+from .cases import Case, Dataset, discover
 from .check import Checked, check_dataset
 from .curves import learning_curves, read_log
 from .evaluate import WORST, ModuleBackend, evaluate, free_memory, validate
 from .facts import CaseFacts
 from .loop import Data, Loop, LoopConfig
-from .methods import METHODS, PRESETS, Method, MethodConfig, default_options
+from .methods import METHODS, PRESETS, Distill, Method, MethodConfig, default_options
 from .networks import NETWORKS, build_network
 from .plan import Plan, plan
 from .prepare import prepare_all
@@ -31,6 +31,7 @@ from .report import CURVES, write_evaluation, write_picture
 from .run import load_checkpoint, locked, read_config, set_aside, write_json
 from .settings import Settings, override
 from .split import Split, choose_split
+from .teacher import Teacher
 
 CONFIG = "config.json"
 
@@ -79,8 +80,12 @@ def memory_of(device: torch.device) -> int:
     return available_memory()
 
 
-def prepare_job(settings: Settings, say: Callable[[str], None], device: torch.device) -> Prepared:
+def prepare_job(
+    settings: Settings, say: Callable[[str], None], device: torch.device, teacher: Teacher | None = None
+) -> Prepared:
     """Discover, split, check and plan. Prints findings and the plan through `say`.
+
+    With a `teacher`, grid, intensities, classes and, unless given, the window are the teacher's.
 
     Raises
     ------
@@ -98,13 +103,34 @@ def prepare_job(settings: Settings, say: Callable[[str], None], device: torch.de
         say(printable(f"{finding.severity}: {finding.code} {finding.path}: {finding.message}"))
     checked.stop_on_errors()
     training = [checked.facts[case.id] for case in (*split.labeled, *split.unlabeled) if case.id in checked.facts]
+    decided = _decide(settings, training, dataset, device, teacher)
+    spec = _spec(settings, decided)
+    say(decided.describe())
+    config = _config(settings, decided, spec, split, checked)
+    if teacher is not None:
+        teacher.refuse(spec)
+        config["teacher"] = teacher.describe()
+    return Prepared(config, spec, split, decided)
+
+
+def _decide(
+    settings: Settings,
+    training: Sequence[CaseFacts],
+    dataset: Dataset,
+    device: torch.device,
+    teacher: Teacher | None,
+) -> Plan:
+    """The plan; a teacher's grid, intensities and classes are its student's, and half its width unless asked."""
     network: Any = NETWORKS[settings.network]
+    taught = None if teacher is None else teacher.spec
+    names = dataset.label_names if taught is None else dict(zip(taught.label_values, taught.labels, strict=True))
+    half = None if teacher is None or teacher.width is None else max(1, teacher.width // 2)
     decided = plan(
         training,
-        _label_names(settings, dataset.label_names),
-        spacing=settings.spacing,
-        window=settings.window,
-        width=settings.width,
+        _label_names(settings, names),
+        spacing=settings.spacing if taught is None else taught.spacing,
+        window=settings.window or (None if taught is None else taught.window),
+        width=settings.width or half,
         iterations=settings.iterations,
         memory_bytes=memory_of(device),
         device="cuda" if device.type == "cuda" else "cpu",
@@ -112,9 +138,9 @@ def prepare_job(settings: Settings, say: Callable[[str], None], device: torch.de
         batch_labeled=_method_config(settings).labeled_batch,
         channel_names=dataset.channel_names,
     )
-    spec = _spec(settings, decided)
-    say(decided.describe())
-    return Prepared(_config(settings, decided, spec, split, checked), spec, split, decided)
+    if taught is None:
+        return decided
+    return replace(decided, normalisation=taught.normalisation)
 
 
 def _label_names(settings: Settings, declared: dict[int, str] | None) -> dict[int, str] | None:
@@ -171,6 +197,22 @@ def _config(settings: Settings, decided: Plan, spec: ModelSpec, split: Split, ch
         "precision": settings.precision,
         "license": settings.license,
     }
+
+
+def _load_teacher(settings: Settings, device: torch.device, precision: torch.dtype) -> Teacher | None:
+    """A run folder, an artifact, or the name of a shipped model."""
+    path = settings.distill
+    if path is None:
+        return None
+    if Path(path).is_dir():
+        method, config, _ = trained_method(Path(path))
+        teacher = Teacher.of_run(path, method.deployed(), config, device, precision)
+    else:
+        teacher = Teacher.of_artifact(path, device)
+    if settings.spacing not in (None, teacher.spec.spacing):
+        found, expected = f"spacing {settings.spacing}", f"the teacher's, {teacher.spec.spacing}"
+        raise SegError("E-TEACHER", Exit.USAGE, path, found, "leave --spacing to the teacher", expected)
+    return teacher
 
 
 def _method_config(settings: Settings) -> MethodConfig:
@@ -253,7 +295,8 @@ def train(
         elif settings.window is None:
             # The planned window depends on the memory that was free then.
             settings = replace(settings, window=ModelSpec.from_dict(read_config(folder)["spec"]).window)
-        job = prepare_job(settings, say, device)
+        teacher = _load_teacher(settings, device, precision)
+        job = prepare_job(settings, say, device, teacher)
         if resume:
             _refuse_changes(folder, job.config)
         else:
@@ -261,6 +304,9 @@ def train(
             (folder / "plan.txt").write_text(job.plan.describe() + "\n")
         began = time.monotonic()
         loop = _loop(job, folder, device, precision, report)
+        if teacher is not None:
+            assert isinstance(loop.method, Distill)
+            loop.method.teacher = teacher.logits
         if resume:
             _resume(loop, folder, say)
         say(f"training on {device} in {str(precision).removeprefix('torch.')}, from step {loop.step}")

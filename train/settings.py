@@ -23,6 +23,7 @@ class Settings:
     spacing : mm along R, A, S. window : voxels.
     labels : names of the classes in the order of their values, background first, where dataset.json does not tell.
     tiling : "free", or "window" for networks that must not see tiles larger than in training.
+    distill : the teacher, a run or an artifact; makes the method "distill".
     license : under which the weights may be used, for the model card.
     validate_every : steps between validations; 0 validates at the end alone, None plans it.
     method_options, augmentation, loop : overrides of `Method.Config`, `WeakAugmentation`, `LoopConfig` by field name.
@@ -46,10 +47,15 @@ class Settings:
     validate_every: int | None = None
     labels: tuple[str, ...] | None = None
     tiling: Literal["free", "window"] = "free"
+    distill: str | None = None
     license: str | None = None
     method_options: dict[str, Any] = field(default_factory=dict)
     augmentation: dict[str, Any] = field(default_factory=dict)
     loop: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.distill is not None and self.method == "supervised":  # the default
+            object.__setattr__(self, "method", "distill")
 
     def with_file(self, path: str, given: set[str]) -> "Settings":
         """The same settings with the values of a TOML file, except for those `given` on the command line.
@@ -84,6 +90,9 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise SegError("E-CONFIG", Exit.USAGE, "", f"{name} {value}", "correct the value", f"at least {least}")
+        if (self.method == "distill") != (self.distill is not None):
+            found = f"method {self.method} {'without' if self.distill is None else 'with'} a teacher"
+            raise SegError("E-CONFIG", Exit.USAGE, "", found, "give --distill TEACHER, and no other --method")
         return self
 
 

@@ -39,14 +39,18 @@ BACKENDS: dict[str, tuple[str, str]] = {  # name -> (module, class)
     "onnxruntime": ("onnxruntime_", "OnnxRuntimeBackend"),
     "tensorrt": ("tensorrt_", "TensorRtBackend"),
     "torch": ("torch_", "TorchBackend"),
+    "triton": ("triton_", "TritonBackend"),
 }
 
 
 ONNX_ENGINES = ("openvino", "onnxruntime")
+TRITON = "triton://"  # triton://HOST:PORT/MODEL is a model on a server
 
 
 def engine_for(path: str, device: str = "auto") -> str:
     """Name of the engine for a model file: the suffix decides, and for ONNX the device."""
+    if path.startswith(TRITON):
+        return "triton"
     if path.endswith((".engine", ".plan")):
         return "tensorrt"
     if path.endswith(".pt2"):

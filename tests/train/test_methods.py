@@ -9,7 +9,7 @@ from tiny import confident_vnet, make_batch
 from torch import Tensor, nn
 
 from seg.train.losses import supervised_loss
-from seg.train.methods import METHODS, PRESETS, Method
+from seg.train.methods import METHODS, PRESETS, Distill, Method
 from seg.train.methods.crossmatch import CrossMatch, CrossMatchConfig, preset
 from seg.train.networks.vnet import VNet
 from seg.train.settings import override
@@ -22,7 +22,10 @@ def build(name: str, row: str | None, classes: int = 2) -> Method:
     values = PRESETS[name][row] if row else {}
     cls = METHODS[name]
     torch.manual_seed(0)
-    return cls(VNet(classes=classes, width=2), override(cls.Config(), values, "method"), 100).train()
+    method = cls(VNet(classes=classes, width=2), override(cls.Config(), values, "method"), 100)
+    if isinstance(method, Distill):
+        method.teacher = torch.no_grad()(confident_vnet(classes).eval())
+    return method.train()
 
 
 def crossmatch(classes: int = 2, factor: float = 6.0, **changes: object) -> CrossMatch:

@@ -1,5 +1,6 @@
 """The methods of the papers' tables: one contract for all, and each one's formula against a plain recomputation."""
 
+from copy import deepcopy
 from dataclasses import fields, replace
 from itertools import permutations
 
@@ -10,7 +11,7 @@ from tiny import make_batch
 from torch import Tensor, nn
 
 from seg.train.losses import linear_dice, soft_dice
-from seg.train.methods import METHODS, Batch, Method
+from seg.train.methods import METHODS, Batch, Distill, Method
 from seg.train.methods.bcp import Bcp, _mixed_loss
 from seg.train.methods.caml import CrossSampleAttention
 from seg.train.methods.fixmatch import hard_target
@@ -35,6 +36,7 @@ WEIGHTS = {
     "unimatch": ("strong", "perturbed"),
     "caml": ("consistency", "correlation"),
     "crossmatch": ("ip_weight", "kd_weight"),
+    "distill": ("weight",),
 }
 FROM_LABELS = ("supervised", "distance", "discriminator")
 
@@ -48,7 +50,10 @@ def build(name: str, classes: int = 2, dims: int = 3, **changes: object) -> Meth
         if field in names:
             given.setdefault(field, value)
     network: nn.Module = (VNet if dims == 3 else UNet2d)(classes=classes, width=2, dropout=0.0)
-    return cls(network, replace(cls.Config(), **given), 100).train()  # type: ignore[arg-type]
+    method = cls(network, replace(cls.Config(), **given), 100).train()  # type: ignore[arg-type]
+    if isinstance(method, Distill):
+        method.teacher = torch.no_grad()(deepcopy(network).eval())
+    return method
 
 
 def slices(batch: Batch) -> Batch:
@@ -74,7 +79,7 @@ def test_unlabelled_scans_move_the_student_and_no_teacher(name: str, classes: in
     torch.autograd.backward(torch.stack(unlabeled_terms(losses)).sum())
     moved = [p.grad.abs().sum() for p in method.student.parameters() if p.grad is not None]
     assert float(torch.stack(moved).sum()) > 0
-    teachers = [part for part in (getattr(method, n, None) for n in ("teacher", "average")) if part is not None]
+    teachers = [part for n in ("teacher", "average") if isinstance(part := getattr(method, n, None), nn.Module)]
     assert all(not p.requires_grad and p.grad is None for part in teachers for p in part.parameters())
 
 

@@ -8,6 +8,7 @@ from .caml import Caml
 from .crossmatch import PRESETS as CROSSMATCH_PRESETS
 from .crossmatch import PRESETS_2D as CROSSMATCH_PRESETS_2D
 from .crossmatch import CrossMatch
+from .distill import Distill
 from .dmd import Dmd
 from .dtc import Dtc
 from .fixmatch import FixMatch
@@ -34,6 +35,7 @@ METHODS: dict[str, type[Method]] = {
     "unimatch": UniMatch,
     "caml": Caml,
     "crossmatch": CrossMatch,
+    "distill": Distill,
 }
 
 PRESETS: dict[str, dict[str, dict[str, object]]] = {"crossmatch": CROSSMATCH_PRESETS}
@@ -42,7 +44,7 @@ PRESETS_2D: dict[str, dict[str, dict[str, object]]] = {"crossmatch": CROSSMATCH_
 
 SLICES = 12  # of each kind in a batch, where no preset says otherwise: the papers' 12 + 12
 
-__all__ = ["METHODS", "PRESETS", "PRESETS_2D", "Batch", "Method", "MethodConfig", "default_options"]
+__all__ = ["METHODS", "PRESETS", "PRESETS_2D", "Batch", "Distill", "Method", "MethodConfig", "default_options"]
 
 
 def default_options(method: str, preset: str | None, dims: int) -> dict[str, Any]:
