@@ -193,6 +193,7 @@ def _contours(number: int, planes: NDArray[np.unsignedinteger], series: DicomSer
 def _contour(points: Points, image: "Dataset") -> "Dataset":
     """A closed polygon of (points, 3) LPS mm."""
     from pydicom import Dataset
+    from pydicom.charset import default_encoding
     from pydicom.dataelem import RawDataElement
     from pydicom.tag import Tag
 
@@ -204,4 +205,5 @@ def _contour(points: Points, image: "Dataset") -> "Dataset":
     text += b" " * (len(text) % 2)
     # As it stands in the file: pydicom would make an object of each of what may be a million numbers.
     item[0x3006_0050] = RawDataElement(Tag(0x3006_0050), "DS", len(text), text, 0, True, True)
+    item.set_original_encoding(True, True, default_encoding)
     return item
