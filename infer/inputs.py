@@ -22,7 +22,7 @@ DICOM_SUFFIXES = (".dcm", ".zip")
 MAX_LIST_BYTES = 1 << 26
 ALL_SERIES = "all"
 
-Form = Literal["nifti", "seg", "rtstruct"]  # of masks
+Form = Literal["nifti", "seg", "labelmap", "rtstruct"]  # of masks
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ def plan_jobs(
 def _form(output: str, form: Form | None, sources: Sequence[Source]) -> Form:
     """The form of the masks, from the option and the output's name."""
     nifti, dicom = output.lower().endswith(SUFFIXES), output.lower().endswith(".dcm")
-    if not os.path.isdir(output) and ((nifti and form in ("seg", "rtstruct")) or (dicom and form == "nifti")):
+    if not os.path.isdir(output) and ((nifti and form not in (None, "nifti")) or (dicom and form == "nifti")):
         found, fix = f"is no name for a mask of --format {form}", "end the name in .nii.gz for NIfTI, in .dcm for DICOM"
         raise SegError("E-OUT-SUFFIX", Exit.USAGE, output, found, fix)
     form = form or ("seg" if dicom and not os.path.isdir(output) else "nifti")

@@ -1,4 +1,4 @@
-"""Writing the mask of a scan in the form that was asked for: NIfTI, DICOM SEG or DICOM RTSTRUCT."""
+"""Writing the mask of a scan in the form that was asked for: NIfTI, DICOM SEG of either kind, or DICOM RTSTRUCT."""
 
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,8 @@ from .scan import Labels, Scan
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+
+    from .dicom.segmentation import Kind
 
 
 def write_mask(path: str, mask: Labels, scan: Scan, artifact: Artifact, form: Form, *, overwrite: bool) -> None:
@@ -58,8 +60,21 @@ def _dataset(mask: Labels, scan: Scan, artifact: Artifact, form: Form) -> "Datas
 
     assert scan.series is not None
     labels = mask if scan.restore is None else scan.restore(mask)
-    make = segmentation_dataset if form == "seg" else rtstruct_dataset
-    return make(scan.series, labels, artifact.spec, model_sha256=FileState.of([artifact.path]).sha256)
+    model_sha256 = FileState.of([artifact.path]).sha256
+    if form == "rtstruct":
+        return rtstruct_dataset(scan.series, labels, artifact.spec, model_sha256=model_sha256)
+    kind: Kind = "LABELMAP" if form == "labelmap" else "BINARY"
+    return segmentation_dataset(scan.series, labels, artifact.spec, model_sha256=model_sha256, kind=kind)
+
+
+def about_codes(artifact: Artifact, form: Form) -> tuple[str, ...]:
+    """A note on labels that a DICOM object cannot name as others would."""
+    if form == "nifti":
+        return ()
+    from .dicom.codes import uncoded
+
+    labels = ", ".join(uncoded(artifact.spec))
+    return (f"no standard code is known for {labels}: a private one stands in the DICOM object",) if labels else ()
 
 
 def _instance(path: str) -> str:
