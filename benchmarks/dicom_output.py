@@ -136,8 +136,9 @@ def write_ours(name: str, out: Path, headers: list[Any], mask: Any, folder: Path
     """Labels in the order in which a scan's voxels lie in memory, (columns, rows, slices)."""
     import numpy as np
 
-    from seg.infer.dicom.rtstruct import write_rtstruct
-    from seg.infer.dicom.segmentation import write_segmentation
+    from seg.infer.dicom.derived import save
+    from seg.infer.dicom.rtstruct import rtstruct_dataset
+    from seg.infer.dicom.segmentation import segmentation_dataset
     from seg.infer.dicom.series import DicomSeries
     from seg.infer.spec import ModelSpec, Normalisation
 
@@ -151,10 +152,10 @@ def write_ours(name: str, out: Path, headers: list[Any], mask: Any, folder: Path
     spec = ModelSpec(
         *("left-atrium", ("background", "left atrium"), ("CT",), (None,) * 3, Normalisation(), (16,) * 3, (1,) * 3)
     )
-    write: Callable[..., None] = write_rtstruct if "RTSTRUCT" in name else write_segmentation
+    make: Callable[..., Any] = rtstruct_dataset if "RTSTRUCT" in name else segmentation_dataset
     options = {"kind": "LABELMAP"} if "LABELMAP" in name else {}
-    labels = mask.view(np.uint8).T
-    write(str(out), series, labels, spec, model_sha256="0" * 64, overwrite=True, **options)
+    dataset = make(series, mask.view(np.uint8).T, spec, model_sha256="0" * 64, **options)
+    save(str(out), dataset, series, overwrite=True)
 
 
 def write_plainly(name: str, out: Path, headers: list[Any], mask: Any, folder: Path) -> None:

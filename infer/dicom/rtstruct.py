@@ -20,7 +20,6 @@ from .derived import (
     is_multiframe,
     new_uids,
     position,
-    save,
     series_number,
 )
 from .header import quieten_pydicom
@@ -32,31 +31,6 @@ if TYPE_CHECKING:
 
 _SOP_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, retired; readers look for it here (C.8.8.5)
-
-
-def write_rtstruct(
-    path: str,
-    series: DicomSeries,
-    labels: NDArray[np.integer],
-    spec: ModelSpec,
-    *,
-    model_sha256: str,
-    created: datetime | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Write a mask as a DICOM RTSTRUCT, whole or not at all. What is not said here is as in `rtstruct_dataset`.
-
-    Parameters
-    ----------
-    path : file to write.
-    overwrite : replace an existing file; never one of the series itself.
-
-    Raises
-    ------
-    SegError : E-OUT-*, exit 30.
-    """
-    dataset = rtstruct_dataset(series, labels, spec, model_sha256=model_sha256, created=created)
-    save(path, dataset, series, overwrite=overwrite)
 
 
 def rtstruct_dataset(

@@ -17,7 +17,8 @@ from source_series import NAMES, ORIENTATIONS, SHAPE, classic, enhanced, mask, w
 
 pytest.importorskip("contourpy")
 
-from seg.infer.dicom.rtstruct import rtstruct_dataset, write_rtstruct
+from seg.infer.dicom.derived import save
+from seg.infer.dicom.rtstruct import rtstruct_dataset
 from seg.infer.dicom.series import DicomSeries
 from seg.infer.errors import Exit, SegError
 from seg.infer.preview import PALETTE
@@ -35,7 +36,8 @@ SOURCES: dict[str, Callable[[], DicomSeries]] = {
 
 def made(series: DicomSeries, labels: np.ndarray, path: Path, **options: Any) -> pydicom.Dataset:
     """Written, and read again."""
-    write_rtstruct(str(path), series, labels, options.pop("spec", SPEC), model_sha256=SHA256, **options)
+    dataset = rtstruct_dataset(series, labels, SPEC, model_sha256=SHA256, **options)
+    save(str(path), dataset, series, overwrite=False)
     return pydicom.dcmread(path)
 
 
