@@ -1,8 +1,10 @@
 """Writing the mask of a scan in the form that was asked for: NIfTI, DICOM SEG of either kind, or DICOM RTSTRUCT."""
 
+import os
 from typing import TYPE_CHECKING
 
 from .artifact import Artifact
+from .dicomweb.address import is_address, parse_address
 from .errors import Exit, SegError
 from .inputs import Form
 from .manifest import FileState
@@ -21,19 +23,26 @@ def write_mask(path: str, mask: Labels, scan: Scan, artifact: Artifact, form: Fo
 
     Parameters
     ----------
+    path : file, or the address of a PACS with a name behind it that is not used.
     mask : (X, Y, Z) label values on the grid of ``scan.volume``. DICOM forms lie on the slices of ``scan.series``.
 
     Raises
     ------
-    SegError : E-OUT-*, exit 30.
+    SegError : E-OUT-*, E-WEB-*, exit 30.
     """
     if form == "nifti":
         write_nifti(path, mask, scan.header, overwrite=overwrite)
         return
+    assert scan.series is not None
+    dataset = _dataset(mask, scan, artifact, form)
+    if is_address(path):
+        from .dicomweb.transfer import store
+
+        store(parse_address(os.path.dirname(path)), [dataset])
+        return
     from .dicom.derived import save
 
-    assert scan.series is not None
-    save(path, _dataset(mask, scan, artifact, form), scan.series, overwrite=overwrite)
+    save(path, dataset, scan.series, overwrite=overwrite)
 
 
 def keep_unless_equal(path: str, mask: Labels, scan: Scan, artifact: Artifact, form: Form) -> None:
