@@ -32,7 +32,7 @@ $(DEMO)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python $(INSTALL) --editable ".[train,dicomweb,rtstruct,serve,dev]"
+	$(VENV)/bin/python $(INSTALL) --editable ".[train,codecs,dicomweb,rtstruct,serve,dev]"
 	touch $@
 
 clean:
