@@ -20,7 +20,18 @@ RESULTS = ROOT / "benchmarks" / "results"
 DATA = Path(os.environ.get("SEG_DATA") or ROOT.parent / "shared" / "data")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "amx_int8", "amx_bf16")
-PACKAGES = ("seg-toolkit", "numpy", "openvino", "nibabel", "torch", "monai", "nnunetv2")
+PACKAGES = (
+    "seg-toolkit",
+    "numpy",
+    "openvino",
+    "nibabel",
+    "pydicom",
+    "highdicom",
+    "contourpy",
+    "torch",
+    "monai",
+    "nnunetv2",
+)
 
 
 class Failed(Exception):

@@ -189,8 +189,12 @@ def _plan(request: Request) -> Batch:
         form=request.form,
         series=request.reading.series,
     )
+    if batch.form == "rtstruct":
+        from .dicom.contours import require_contourpy
+
+        require_contourpy()
     if request.resume and batch.folder is None:
-        found, fix = "is a file; --continue needs the record that a folder of masks has", "give a folder with -o"
+        found, fix = "is no folder; --continue needs the record that a folder of masks has", "give a folder with -o"
         raise SegError("E-OUT-DIR", Exit.USAGE, request.output, found, fix)
     return batch
 

@@ -113,7 +113,7 @@ def seg_infer(
     series: Annotated[str | None, typer.Option("--series", metavar="WHICH", help="Of a DICOM folder with several series: number, UID, auto (the one that suits the model) or all.")] = None,
     time_point: Annotated[int | None, typer.Option(min=1, metavar="N", help="Take time point N (from 1) of a DICOM time series.")] = None,
     resample_tilt: Annotated[bool, typer.Option("--resample-tilt", help="Straighten DICOM series of a tilted gantry instead of refusing them.")] = False,
-    form: Annotated[Literal["nifti", "seg", "rtstruct"] | None, typer.Option("--format", help="Of the masks. Default: by the name of OUT (.dcm is a DICOM SEG), else nifti.", show_default=False)] = None,
+    form: Annotated[Literal["nifti", "seg", "labelmap", "rtstruct"] | None, typer.Option("--format", help="Of the masks. Default: by the name of OUT (.dcm is a DICOM SEG), else nifti. labelmap is the SEG of 2024, for many classes.", show_default=False)] = None,
     max_voxels: Annotated[int, typer.Option(min=1, help="Refuse larger scans before reading them.")] = 2_000_000_000,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,

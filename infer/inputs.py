@@ -1,8 +1,9 @@
 """From command-line words to pairs of input scan and output mask, checked before anything is computed.
 
-A word is a file, a folder, a quoted pattern or, after @, a list of paths. Of what is in the files only this is known
-here: whether they look like DICOM. A folder of NIfTI files is that many scans; a folder without any, but with DICOM
-objects at any depth, is one scan, like a zip file or one multi-frame file, unless all its series are asked for.
+A word is a file, a folder, a quoted pattern, an address in a PACS or, after @, a list of paths. Of what is in the files
+only this is known here: whether they look like DICOM. A folder of NIfTI files is that many scans; a folder without any,
+but with DICOM objects at any depth, is one scan, like a zip file, one multi-frame file or an address, unless all its
+series are asked for.
 """
 
 import glob
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from .dicomweb.address import is_address, parse_address
 from .errors import Exit, SegError
 from .nifti_write import check_output
 from .outputs import make_folder
@@ -22,7 +24,7 @@ DICOM_SUFFIXES = (".dcm", ".zip")
 MAX_LIST_BYTES = 1 << 26
 ALL_SERIES = "all"
 
-Form = Literal["nifti", "seg", "rtstruct"]  # of masks
+Form = Literal["nifti", "seg", "labelmap", "rtstruct"]  # of masks
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def expand(words: Sequence[str], lists: Sequence[str] = ()) -> list[Source]:
 def _expand_word(word: str) -> Iterator[Source]:
     if os.path.isdir(word):
         yield from _folder(word)
-    elif os.path.lexists(word):
+    elif os.path.lexists(word) or is_address(word):
         yield _file(word)
     elif word.startswith("@"):
         yield from read_list(word[1:])
@@ -121,6 +123,9 @@ def _expand_word(word: str) -> Iterator[Source]:
 
 
 def _file(path: str) -> Source:
+    if is_address(path) and not os.path.lexists(path):
+        parse_address(path)  # an address that is none stops the call: nobody has been asked yet
+        return Source(path, dicom=True)
     if path.lower().endswith(SUFFIXES + PAIR_SUFFIXES):
         return Source(path)
     from .dicom.files import holds_dicom
@@ -226,9 +231,12 @@ def plan_jobs(
     SegError : E-IN-EMPTY, E-IN-LIST, E-OUT-* (exit 30), E-OUT-SUFFIX or E-FORMAT (exit 2).
     """
     sources = expand(words, lists)
+    _check_addresses([word for word in (*(source.scan for source in sources), output) if is_address(word)])
     form = _form(output, form, sources)
     if series == ALL_SERIES:
         sources = [each for source in sources for each in _every_series(source)]
+    if is_address(output):
+        return _plan_storing(sources, output, form, probabilities=probabilities, ask=make)
     files = [source.scan for source in sources]
     one = not lists and len(files) == 1 and files == list(words)  # a folder or pattern may hold more tomorrow
     _refuse_within(output, sources)
@@ -249,9 +257,7 @@ def plan_jobs(
             raise SegError("E-OUT-SAME", Exit.OUTPUT, output, found, fix)
     jobs = [Job(s.scan, os.path.join(output, _mask_name(s, form)), s.dicom, s.series) for s in sources]
     outputs = _outputs(jobs, probabilities)
-    if twice := sorted(path for path, count in Counter(outputs).items() if count > 1):
-        fix = "give scans with distinct names, or name the masks in a list (path, tab, name)"
-        raise SegError("E-OUT-SAME", Exit.OUTPUT, twice[0], "two scans would write this mask", fix)
+    _refuse_twice(outputs)
     known = _identities(files)
     for path in outputs if os.path.isdir(output) else ():
         check_output(path, [known[i] for i in _identities([path]) if i in known], overwrite)
@@ -260,8 +266,8 @@ def plan_jobs(
 
 def _form(output: str, form: Form | None, sources: Sequence[Source]) -> Form:
     """The form of the masks, from the option and the output's name."""
-    nifti, dicom = output.lower().endswith(SUFFIXES), output.lower().endswith(".dcm")
-    if not os.path.isdir(output) and ((nifti and form in ("seg", "rtstruct")) or (dicom and form == "nifti")):
+    nifti, dicom = output.lower().endswith(SUFFIXES), output.lower().endswith(".dcm") or is_address(output)
+    if not os.path.isdir(output) and ((nifti and form not in (None, "nifti")) or (dicom and form == "nifti")):
         found, fix = f"is no name for a mask of --format {form}", "end the name in .nii.gz for NIfTI, in .dcm for DICOM"
         raise SegError("E-OUT-SUFFIX", Exit.USAGE, output, found, fix)
     form = form or ("seg" if dicom and not os.path.isdir(output) else "nifti")
@@ -271,16 +277,55 @@ def _form(output: str, form: Form | None, sources: Sequence[Source]) -> Form:
     return form
 
 
+def _check_addresses(words: Sequence[str]) -> None:
+    if words:
+        from .dicomweb.session import refuse_shared_token
+
+        refuse_shared_token([parse_address(word) for word in words])
+
+
+def _plan_storing(sources: Sequence[Source], output: str, form: Form, *, probabilities: bool, ask: bool) -> Batch:
+    """Masks that go into a PACS; what comes after its address in their names serves messages alone."""
+    from .dicomweb.transfer import check_storing
+
+    if probabilities:
+        fix = "give a folder with -o, or leave --save-probabilities out"
+        raise SegError("E-FORMAT", Exit.USAGE, output, "takes DICOM masks and no probabilities", fix)
+    if ask:
+        check_storing(parse_address(output))
+    jobs = [Job(s.scan, f"{output.rstrip('/')}/{_mask_name(s, form)}", s.dicom, s.series) for s in sources]
+    _refuse_twice([job.mask for job in jobs])
+    return Batch(jobs, None, form)
+
+
+def _refuse_twice(outputs: Sequence[str]) -> None:
+    if twice := sorted(path for path, count in Counter(outputs).items() if count > 1):
+        fix = "give scans with distinct names, or name the masks in a list (path, tab, name)"
+        raise SegError("E-OUT-SAME", Exit.OUTPUT, twice[0], "two scans would write this mask", fix)
+
+
 def _mask_name(source: Source, form: Form) -> str:
     if form == "nifti":
-        return source.name or stem(source.scan) + ".nii.gz"
-    return stem(source.name or source.scan) + ".dcm"
+        return source.name or _scan_name(source.scan) + ".nii.gz"
+    return (stem(source.name) if source.name else _scan_name(source.scan)) + ".dcm"
+
+
+def _scan_name(scan: str) -> str:
+    """What a mask is named after: the scan's file or folder, of an address a keyed hash of its UID."""
+    if not is_address(scan):
+        return stem(scan)
+    from .dicom.listing import pseudonym
+
+    address = parse_address(scan)
+    return f"series-{pseudonym(address.series or address.study)[:16]}"
 
 
 def _every_series(source: Source) -> list[Source]:
     """One source for each series of a DICOM source, named after it and numbered."""
     if not source.dicom:
         return [source]
+    if is_address(source.scan):
+        return _series_of(source)
     from .dicom.files import open_store
     from .dicom.study import scan
 
@@ -291,6 +336,16 @@ def _every_series(source: Source) -> list[Source]:
         return [source]  # this scan's own error, the others go on
     name = stem(source.name or source.scan)
     return [replace(source, name=f"{name}_{n:03}.nii.gz", series=one.uid) for n, one in enumerate(found, 1)]
+
+
+def _series_of(source: Source) -> list[Source]:
+    """The series of a study in a PACS that may be volumes."""
+    from .dicomweb.transfer import list_series
+
+    address, study = parse_address(source.scan), source.scan.rstrip("/")
+    if address.series:
+        return [replace(source, series=address.series)]
+    return [replace(source, scan=f"{study}/series/{uid}", series=uid) for uid in list_series(address)]
 
 
 def _refuse_within(output: str, sources: Sequence[Source]) -> None:

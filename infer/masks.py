@@ -1,8 +1,10 @@
-"""Writing the mask of a scan in the form that was asked for: NIfTI, DICOM SEG or DICOM RTSTRUCT."""
+"""Writing the mask of a scan in the form that was asked for: NIfTI, DICOM SEG of either kind, or DICOM RTSTRUCT."""
 
+import os
 from typing import TYPE_CHECKING
 
 from .artifact import Artifact
+from .dicomweb.address import is_address, parse_address
 from .errors import Exit, SegError
 from .inputs import Form
 from .manifest import FileState
@@ -13,25 +15,34 @@ from .scan import Labels, Scan
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+    from .dicom.segmentation import Kind
+
 
 def write_mask(path: str, mask: Labels, scan: Scan, artifact: Artifact, form: Form, *, overwrite: bool) -> None:
     """Write a mask, whole or not at all.
 
     Parameters
     ----------
+    path : file, or the address of a PACS with a name behind it that is not used.
     mask : (X, Y, Z) label values on the grid of ``scan.volume``. DICOM forms lie on the slices of ``scan.series``.
 
     Raises
     ------
-    SegError : E-OUT-*, exit 30.
+    SegError : E-OUT-*, E-WEB-*, exit 30.
     """
     if form == "nifti":
         write_nifti(path, mask, scan.header, overwrite=overwrite)
         return
+    assert scan.series is not None
+    dataset = _dataset(mask, scan, artifact, form)
+    if is_address(path):
+        from .dicomweb.transfer import store
+
+        store(parse_address(os.path.dirname(path)), [dataset])
+        return
     from .dicom.derived import save
 
-    assert scan.series is not None
-    save(path, _dataset(mask, scan, artifact, form), scan.series, overwrite=overwrite)
+    save(path, dataset, scan.series, overwrite=overwrite)
 
 
 def keep_unless_equal(path: str, mask: Labels, scan: Scan, artifact: Artifact, form: Form) -> None:
@@ -58,8 +69,21 @@ def _dataset(mask: Labels, scan: Scan, artifact: Artifact, form: Form) -> "Datas
 
     assert scan.series is not None
     labels = mask if scan.restore is None else scan.restore(mask)
-    make = segmentation_dataset if form == "seg" else rtstruct_dataset
-    return make(scan.series, labels, artifact.spec, model_sha256=FileState.of([artifact.path]).sha256)
+    model_sha256 = FileState.of([artifact.path]).sha256
+    if form == "rtstruct":
+        return rtstruct_dataset(scan.series, labels, artifact.spec, model_sha256=model_sha256)
+    kind: Kind = "LABELMAP" if form == "labelmap" else "BINARY"
+    return segmentation_dataset(scan.series, labels, artifact.spec, model_sha256=model_sha256, kind=kind)
+
+
+def about_codes(artifact: Artifact, form: Form) -> tuple[str, ...]:
+    """A note on labels that a DICOM object cannot name as others would."""
+    if form == "nifti":
+        return ()
+    from .dicom.codes import uncoded
+
+    labels = ", ".join(uncoded(artifact.spec))
+    return (f"no standard code is known for {labels}: a private one stands in the DICOM object",) if labels else ()
 
 
 def _instance(path: str) -> str:

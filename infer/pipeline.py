@@ -14,9 +14,10 @@ from threading import Event
 from .artifact import Artifact
 from .backends import Backend
 from .compute import Computed, ComputeOptions, compute
+from .dicomweb.address import is_address
 from .inputs import Form, Job
 from .manifest import FileState, Manifest, scan_state, stamp
-from .masks import keep_unless_equal, write_mask
+from .masks import about_codes, keep_unless_equal, write_mask
 from .nifti_write import write_probabilities
 from .reading import ReadOptions, parts, read
 from .result import Result
@@ -211,7 +212,8 @@ def _outputs(
         keep_unless_equal(job.mask, mask, scan, artifact, extras.form)
     else:
         write_mask(job.mask, mask, scan, artifact, extras.form, overwrite=extras.overwrite)
+    result.notes += about_codes(artifact, extras.form)
     if extras.manifest is not None and result.scan is not None:
         result.mask = extras.manifest.add(job, result.scan, result.statistics or {})
-    elif extras.hashes:
+    elif extras.hashes and not is_address(job.mask):
         result.mask = FileState.of([job.mask])

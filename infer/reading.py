@@ -1,9 +1,12 @@
-"""Reading scans of either kind: a NIfTI file, or a DICOM series in a folder, zip file or multi-frame file."""
+"""Reading scans of all kinds: a NIfTI file, or a DICOM series in a folder, zip file, multi-frame file or PACS."""
 
-from dataclasses import dataclass
+import errno
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from . import nifti
+from .dicomweb.address import is_address
 from .inputs import Job
 from .nifti import NiftiHeader
 from .scan import Scan
@@ -27,20 +30,24 @@ class ReadOptions:
 
 
 def parts(job: Job) -> list[str]:
-    """The files whose bytes the scan, and so its mask, depends on. Raises OSError."""
+    """The files whose bytes the scan, and so its mask, depends on. Raises OSError, also for a scan in a PACS."""
     if not job.dicom:
         return nifti.parts(job.scan)
+    if is_address(job.scan):
+        raise FileNotFoundError(errno.ENOENT, "the scan is in a PACS")
     from .dicom.files import files_below
 
     return files_below(job.scan)
 
 
 def read(job: Job, options: ReadOptions, spec: ModelSpec) -> Scan:
-    """Read a scan whole. Raises SegError as `nifti.read` and `dicom.read.read`."""
+    """Read a scan whole. Raises SegError as `nifti.read`, `dicom.read.read` and `dicomweb.transfer.download`."""
     if job.dicom:
         from .dicom.read import read as read_series
 
-        return read_series(job.scan, _dicom(job, options), spec=spec, max_voxels=options.max_voxels)
+        with _folder_of(job) as path:
+            scan = read_series(path, _dicom(job, options), spec=spec, max_voxels=options.max_voxels)
+        return replace(scan, header=replace(scan.header, path=job.scan))
     return nifti.read(
         job.scan,
         channels=len(spec.channels),
@@ -56,8 +63,19 @@ def inspect(job: Job, options: ReadOptions, spec: ModelSpec) -> NiftiHeader:
     if job.dicom:
         from .dicom.read import inspect as inspect_series
 
-        return inspect_series(job.scan, _dicom(job, options), spec=spec)
+        with _folder_of(job) as path:
+            header = inspect_series(path, _dicom(job, options), spec=spec)
+        return replace(header, path=job.scan)
     return nifti.inspect(job.scan, prefer=options.prefer)
+
+
+def _folder_of(job: Job) -> AbstractContextManager[str]:
+    """Where a DICOM scan's files are: where the user says, or, of an address in a PACS, where they are brought."""
+    if not is_address(job.scan):
+        return nullcontext(job.scan)
+    from .dicomweb.fetched import fetched
+
+    return fetched(job.scan)
 
 
 def _dicom(job: Job, options: ReadOptions) -> "DicomOptions":

@@ -6,6 +6,7 @@ encloses nothing (PS3.3 C.8.8.6.3): readers who add contours up and readers who 
 """
 
 from collections import defaultdict
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
@@ -45,11 +46,16 @@ def outlines(area: NDArray[np.bool_]) -> list[Points]:
     return found
 
 
+def require_contourpy() -> None:
+    """Raise SegError E-EXTRA unless contours can be found here."""
+    if find_spec("contourpy") is None:
+        raise missing_extra("contourpy", "rtstruct")
+
+
 def _generator(part: NDArray[np.bool_]) -> Any:
-    try:
-        import contourpy
-    except ImportError as error:
-        raise missing_extra("contourpy", "rtstruct") from error
+    require_contourpy()
+    import contourpy
+
     return contourpy.contour_generator(z=part.astype(np.float64), name="serial", fill_type="OuterOffset")
 
 

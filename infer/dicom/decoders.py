@@ -23,6 +23,7 @@ LOSSLESS = ("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
 JPEG_LS, JPEG_LS_LOSSY = "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"
 JPEG_2000, JPEG_2000_LOSSY = "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"
 LOSSY = (BASELINE, EXTENDED, JPEG_LS_LOSSY, JPEG_2000_LOSSY)
+_HEADERS = 1024  # bytes of a stream that may be something else than pixels; a constant image takes an eighth per pixel
 _END = b"\xff\xd9"  # of every JPEG, JPEG-LS and JPEG 2000 code stream
 
 
@@ -112,7 +113,7 @@ def decode(stream: bytes, syntax: str, layout: Layout, name: str) -> NDArray[np.
         raise _broken(name, f"cannot be decoded ({type(error).__name__})") from error
     if values.shape != (layout.rows, layout.columns):
         raise _broken(name, f"decodes to {values.shape} values")
-    if len(stream) > values.size // 4 and values.min() == values.max():
+    if len(stream) > _HEADERS + values.size // 4 and values.min() == values.max():
         raise _broken(name, f"decodes {len(stream):,} bytes to one single value")
     return to_stored(values, layout)
 

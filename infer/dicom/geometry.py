@@ -93,7 +93,7 @@ def _refuse_uneven(path: str, frames: Sequence[Frame], heights: Vector) -> None:
     if np.abs(gaps - usual).max() <= slack and np.abs(heights - even).max() <= slack:
         return
     multiples = np.rint(gaps / usual)
-    if np.abs(gaps - multiples * usual).max() <= slack and multiples.min() == 1:
+    if np.abs(gaps - multiples * usual).max() <= slack and multiples.min() == 1 < multiples.max():
         _refuse_gaps(path, frames, heights, multiples)
     found = f"the spacing of slices goes from {gaps.min():.3f} to {gaps.max():.3f} mm, median {usual:.3f}"
     worst = int(np.argmax(np.abs(gaps - usual)))

@@ -176,7 +176,7 @@ def _one_time(path: str, places: Sequence[Sequence[Frame]], time_point: int | No
         raise SegError("E-DCM-TIME", Exit.INPUT_REFUSED, path, found, fix, "the same times at every place")
     if time_point is None or not 1 <= time_point <= most:
         number = "" if time_point is None else f", and none has number {time_point}"
-        found = f"is a time series of {most} time points with {len(places)} slices each{number}"
+        found = f"is a time series of {most} time points of {len(places)} slices{number}"
         raise SegError("E-DCM-TIME", Exit.INPUT_REFUSED, path, found, f"choose one with --time-point, 1 to {most}")
     clock = _clock(path, places)
     return [sorted(place, key=lambda frame: frame.clocks()[clock])[time_point - 1] for place in places]

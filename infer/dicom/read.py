@@ -87,8 +87,10 @@ def read(
         E-DCM-COLOUR, E-DCM-CODEC, E-ZIP-REFUSED. Exit 13: E-LIMIT-*. Exit 21: E-DCM-DECODER.
     """
     with _chosen(path, options, spec) as chosen:
-        _check_voxels(path, chosen.shape, max_voxels)
         frames, series = chosen.placement.frames, _series(path, chosen)
+        for frame in frames:
+            layout_of(frame.header)  # a size that the file cannot hold is damage, and no question of limits
+        _check_voxels(path, chosen.shape, max_voxels)
         found = read_voxels(chosen.store, frames, series.modality)
         notes = (*chosen.notes, *unusual(frames), *found.notes)
         if chosen.tilt is None:

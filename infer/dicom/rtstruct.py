@@ -20,7 +20,6 @@ from .derived import (
     is_multiframe,
     new_uids,
     position,
-    save,
     series_number,
 )
 from .header import quieten_pydicom
@@ -32,31 +31,6 @@ if TYPE_CHECKING:
 
 _SOP_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, retired; readers look for it here (C.8.8.5)
-
-
-def write_rtstruct(
-    path: str,
-    series: DicomSeries,
-    labels: NDArray[np.integer],
-    spec: ModelSpec,
-    *,
-    model_sha256: str,
-    created: datetime | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Write a mask as a DICOM RTSTRUCT, whole or not at all. What is not said here is as in `rtstruct_dataset`.
-
-    Parameters
-    ----------
-    path : file to write.
-    overwrite : replace an existing file; never one of the series itself.
-
-    Raises
-    ------
-    SegError : E-OUT-*, exit 30.
-    """
-    dataset = rtstruct_dataset(series, labels, spec, model_sha256=model_sha256, created=created)
-    save(path, dataset, series, overwrite=overwrite)
 
 
 def rtstruct_dataset(
@@ -193,6 +167,7 @@ def _contours(number: int, planes: NDArray[np.unsignedinteger], series: DicomSer
 def _contour(points: Points, image: "Dataset") -> "Dataset":
     """A closed polygon of (points, 3) LPS mm."""
     from pydicom import Dataset
+    from pydicom.charset import default_encoding
     from pydicom.dataelem import RawDataElement
     from pydicom.tag import Tag
 
@@ -204,4 +179,5 @@ def _contour(points: Points, image: "Dataset") -> "Dataset":
     text += b" " * (len(text) % 2)
     # As it stands in the file: pydicom would make an object of each of what may be a million numbers.
     item[0x3006_0050] = RawDataElement(Tag(0x3006_0050), "DS", len(text), text, 0, True, True)
+    item.set_original_encoding(True, True, default_encoding)
     return item

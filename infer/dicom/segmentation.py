@@ -26,7 +26,6 @@ from .derived import (
     is_multiframe,
     new_uids,
     position,
-    save,
     series_number,
 )
 from .header import quieten_pydicom
@@ -50,41 +49,6 @@ _PROVENANCE = (
     *("InstitutionName", "InstitutionalDepartmentName", "InstitutionAddress", "AcquisitionDateTime"),
     *("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
 )
-
-
-def write_segmentation(
-    path: str,
-    series: DicomSeries,
-    labels: NDArray[np.integer],
-    spec: ModelSpec,
-    *,
-    model_sha256: str,
-    kind: Kind = "BINARY",
-    omit_empty_frames: bool = True,
-    created: datetime | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Write a mask as a DICOM SEG, whole or not at all. What is not said here is as in `segmentation_dataset`.
-
-    Parameters
-    ----------
-    path : file to write.
-    overwrite : replace an existing file; never one of the series itself.
-
-    Raises
-    ------
-    SegError : E-OUT-*, exit 30.
-    """
-    dataset = segmentation_dataset(
-        series,
-        labels,
-        spec,
-        model_sha256=model_sha256,
-        kind=kind,
-        omit_empty_frames=omit_empty_frames,
-        created=created,
-    )
-    save(path, dataset, series, overwrite=overwrite)
 
 
 def segmentation_dataset(

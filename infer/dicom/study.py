@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from ..errors import Exit, SegError
-from .files import Store
+from .files import COPY_AGAIN, Store
 from .frames import VOLUME_CLASSES
 from .header import Header, read_header, text, whole_number, words
 
@@ -101,9 +101,12 @@ def scan(store: Store) -> Study:
         if header is None:
             aside["files that are not DICOM"] += 1
             continue
-        kind = text(header, "SOPClassUID")
+        kind = text(header, "SOPClassUID") or str(header.dataset.file_meta.get("MediaStorageSOPClassUID", ""))
         if not kind and not header.preamble:  # an element of group 8 alone proves nothing
             aside["files that are not DICOM"] += 1
+        elif not kind or (kind in VOLUME_CLASSES and not header.keyword):
+            found = "has no pixel data" if kind else "does not say what it is (SOPClassUID)"
+            raise SegError("E-DCM-TRUNC", Exit.INPUT_CORRUPT, header.name, found, COPY_AGAIN, "a whole image")
         elif kind not in VOLUME_CLASSES:
             what = _flat(kind)
             flat += what is not None

@@ -60,7 +60,7 @@ def layout_of(header: Header) -> Layout:
     if high is not None and high != stored - 1:
         raise _contradiction(header, f"HighBit {high} for {stored} stored bits", str(stored - 1))
     if header.keyword != "PixelData" or not header.length:
-        what = "no pixel data" if not header.keyword or not header.length else f"{header.keyword} instead of PixelData"
+        what = "empty pixel data" if not header.length else f"{header.keyword} instead of PixelData"
         raise SegError("E-DCM-TRUNC", Exit.INPUT_CORRUPT, header.name, f"has {what}", COPY_AGAIN)
     layout = Layout(rows, columns, allocated, stored, bool(sign))
     frames = whole_number(header, "NumberOfFrames") or 1

@@ -7,7 +7,7 @@ PACS does not say where a connection goes.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +109,15 @@ def _credentials(
 
         return HTTPBasicAuth(*known)
     return lambda request: request
+
+
+def refuse_shared_token(addresses: Sequence[Address]) -> None:
+    """One token is one PACS's secret. Raises SegError E-WEB-AUTH when two would see it."""
+    hosts = sorted({address.host for address in addresses})
+    if len(hosts) > 1 and _token():
+        found = f"one token would go to two hosts: {', '.join(hosts)}"
+        fix = f"put both into ~/.netrc, and take {TOKEN} away"
+        raise SegError("E-WEB-AUTH", Exit.USAGE, addresses[0].text, found, fix)
 
 
 def _token() -> str:

@@ -51,6 +51,11 @@ def download(address: Address, folder: str) -> int:
     return count
 
 
+def list_series(address: Address) -> list[str]:
+    """UIDs of the series of a study that may be volumes. Raises SegError as `download`."""
+    return list(_series(address))
+
+
 def check_storing(address: Address) -> None:
     """Make sure, before anything is computed, that a PACS answers and lets us in.
 

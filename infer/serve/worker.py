@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FINAL = (Exit.INPUT_MISSING, Exit.INPUT_CORRUPT, Exit.INPUT_REFUSED, Exit.LIMIT, Exit.MODEL)  # of the same again
 LONGEST_MESSAGE = 300
 KNOWN_DAYS = 90  # a series sent again within them is known to be done
-TIDY_SECONDS = 30.0
+TIDY_SECONDS = 5.0
 
 
 class Worker:
@@ -60,7 +60,7 @@ class Worker:
         job = self._queue.claim(self._clock())
         if job is not None:
             self._run(job)
-        if self._clock() - self._tidied > TIDY_SECONDS or (job is not None and not self._config.keep_hours):
+        if self._clock() - self._tidied > TIDY_SECONDS:
             self._tidied = now = self._clock()
             self._queue.forget(now - 3600 * self._config.keep_hours, now - 86400 * KNOWN_DAYS)
         return job is not None

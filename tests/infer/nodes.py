@@ -134,7 +134,7 @@ def associate(port: int, *, aet: str = "PACS", called: str = "SEG", **settings: 
     return ae.associate(LOOPBACK, port, ae_title=called, **settings)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 90.0) -> Any:
     """The first true value of `condition`; fails after `seconds`."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:

@@ -18,8 +18,9 @@ import pytest
 from known import plain_spec
 from source_series import FLAWS, NAMES, ORIENTATIONS, classic, enhanced, from_enhanced, from_folder, mask, with_name
 
-from seg.infer.dicom.rtstruct import write_rtstruct
-from seg.infer.dicom.segmentation import write_segmentation
+from seg.infer.dicom.derived import save
+from seg.infer.dicom.rtstruct import rtstruct_dataset
+from seg.infer.dicom.segmentation import segmentation_dataset
 from seg.infer.dicom.series import DicomSeries
 from seg.infer.spec import Code, LabelCodes
 
@@ -51,11 +52,10 @@ REAL = {
     "mr_study/11_HCropVolume": from_folder,
     "mr_enhanced/6_1.dcm": from_enhanced,
 }
-Write = Callable[..., None]
-FORMS: dict[str, Write] = {
-    "BINARY": write_segmentation,
-    "LABELMAP": partial(write_segmentation, kind="LABELMAP"),
-    "RTSTRUCT": write_rtstruct,
+FORMS: dict[str, Callable[..., pydicom.Dataset]] = {
+    "BINARY": segmentation_dataset,
+    "LABELMAP": partial(segmentation_dataset, kind="LABELMAP"),
+    "RTSTRUCT": rtstruct_dataset,
 }
 form = pytest.mark.parametrize("form", FORMS)
 
@@ -80,7 +80,7 @@ def errors(path: Path) -> list[str]:
 def write(form: str, path: Path, series: DicomSeries, labels: np.ndarray, spec: Any = SPECS["from the table"]) -> None:
     if form == "RTSTRUCT":
         pytest.importorskip("contourpy")
-    FORMS[form](str(path), series, labels, spec, model_sha256="ab" * 32)
+    save(str(path), FORMS[form](series, labels, spec, model_sha256="ab" * 32), series, overwrite=False)
 
 
 @form

@@ -18,11 +18,12 @@ from source_series import AXIAL, FLAWS, NAMES, ORIENTATIONS, SHAPE, classic, enh
 
 from seg.infer.artifact import MODELS, load
 from seg.infer.dicom.codes import PRIVATE_SCHEME
-from seg.infer.dicom.segmentation import segmentation_dataset, write_segmentation
+from seg.infer.dicom.derived import save
+from seg.infer.dicom.segmentation import segmentation_dataset
 from seg.infer.dicom.series import DicomSeries
 from seg.infer.errors import Exit, SegError
 from seg.infer.preview import PALETTE
-from seg.infer.spec import Code, LabelCodes
+from seg.infer.spec import Code, LabelCodes, ModelSpec
 
 SPEC = plain_spec(name="heart", labels=("background", "left atrium", "myocardium"))
 SHA256 = "ab" * 32
@@ -36,9 +37,18 @@ SOURCES: dict[str, Callable[[], DicomSeries]] = {
 }
 
 
-def made(series: DicomSeries, labels: np.ndarray, path: Path, **options: Any) -> highdicom.seg.Segmentation:
+def made(
+    series: DicomSeries,
+    labels: np.ndarray,
+    path: Path,
+    *,
+    spec: ModelSpec = SPEC,
+    overwrite: bool = False,
+    **options: Any,
+) -> highdicom.seg.Segmentation:
     """Written, and read again by highdicom."""
-    write_segmentation(str(path), series, labels, options.pop("spec", SPEC), model_sha256=SHA256, **options)
+    dataset = segmentation_dataset(series, labels, spec, model_sha256=SHA256, **options)
+    save(str(path), dataset, series, overwrite=overwrite)
     return highdicom.seg.segread(path)
 
 
@@ -315,7 +325,7 @@ def test_the_same_time_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_names_are_copied_byte_by_byte(which: str, tmp_path: Path) -> None:
     character_set, name = NAMES[which]
     series = with_name(character_set, name, tmp_path)
-    write_segmentation(str(tmp_path / "mask.dcm"), series, mask(), SPEC, model_sha256=SHA256)
+    made(series, mask(), tmp_path / "mask.dcm")
     seg = pydicom.dcmread(tmp_path / "mask.dcm")
     raw = seg.get_item("PatientName").value
     assert raw.rstrip(b" ") == name
@@ -463,8 +473,9 @@ import logging, sys, warnings
 logging.basicConfig(level=logging.DEBUG)
 from known import plain_spec
 from source_series import classic, mask
-from seg.infer.dicom.rtstruct import write_rtstruct
-from seg.infer.dicom.segmentation import write_segmentation
+from seg.infer.dicom.derived import save
+from seg.infer.dicom.rtstruct import rtstruct_dataset
+from seg.infer.dicom.segmentation import segmentation_dataset
 from seg.infer.errors import SegError
 spec = plain_spec(name="heart", labels=("background", "left atrium", "odd"))
 names = {k: "CANARY" + k for k in "PatientName PatientID StudyID AccessionNumber StudyDescription Manufacturer".split()}
@@ -474,10 +485,11 @@ logging.disable()  # what making the input says is no matter here
 with warnings.catch_warnings(action="ignore"):
     series = classic(**names)
 logging.disable(logging.NOTSET)
-for write, name in ((write_segmentation, "seg"), (write_rtstruct, "rt")):
+for make, name in ((segmentation_dataset, "seg"), (rtstruct_dataset, "rt")):
     for folder in sys.argv[1:]:
         try:
-            write(f"{folder}/{name}.dcm", series, mask(), spec, model_sha256="ab" * 32)
+            dataset = make(series, mask(), spec, model_sha256="ab" * 32)
+            save(f"{folder}/{name}.dcm", dataset, series, overwrite=False)
         except SegError as error:
             print(error, error.as_dict())
 """
