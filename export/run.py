@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from seg.infer.spec import ModelSpec
-from seg.train.job import trained_method
+from seg.train.config import trained_method
 from seg.train.run import read_json
 
 NOTICE = "Research software, not a medical device."

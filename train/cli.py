@@ -1,5 +1,6 @@
 """seg-train: from a folder of scans to a trained run."""
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NoReturn, cast
@@ -45,6 +46,7 @@ def seg_train(
     width: Annotated[int | None, typer.Option(min=1, help="Channels of the first stage.")] = None,
     device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="torch.compile: a minute or more at the start, faster steps. Needs a C++ compiler.")] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     name: Annotated[str | None, typer.Option(help="Name of the model. Default: the folder's.")] = None,
     validate_every: Annotated[int | None, typer.Option(min=0, metavar="STEPS", help="0: at the end alone.")] = None,
@@ -69,12 +71,14 @@ def seg_train(
         settings = Settings(
             tuple(data), output, name, method, preset, network, labeled, split, iterations,
             _triple(spacing, float), _triple(window, int), width, device, cast(Any, precision), seed, validate_every,
+            compiled,
             distill=distill,
         )  # fmt: skip
         if config is not None:
+            given = {"compile" if k == "compiled" else k for k in given}
             settings = settings.with_file(config, given)
         _refuse_unknown(settings.checked())
-        _train(settings, resume, quiet)
+        _train(settings, resume, quiet or os.environ.get("RANK", "0") != "0")  # of torchrun's processes one talks
 
 
 def _refuse_flags(names: set[str], text: str) -> None:

@@ -4,11 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .processes import summed
+
 SMOOTH = 1e-5
 
 
 def soft_dice(p: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:
-    """Dice loss 1 - (2 sum pt + s) / (sum p^2 + sum t^2 + s), one ratio over the whole batch.
+    """Dice loss 1 - (2 sum pt + s) / (sum p^2 + sum t^2 + s), one ratio over the whole batch, of all processes.
 
     Source: losses.dice_loss of the UA-MT and CrossMatch repositories.
 
@@ -20,8 +22,9 @@ def soft_dice(p: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:
     """
     t = target if keep is None else target * keep
     q = p if keep is None else p * keep
-    overlap, squares = (q * t).sum(), (q * q).sum() + (t * t).sum()
-    return 1.0 - (2.0 * overlap + SMOOTH) / (squares + SMOOTH)
+    overlap, squares = summed(torch.stack([(q * t).sum(), (q * q).sum() + (t * t).sum()]))
+    loss: Tensor = 1.0 - (2.0 * overlap + SMOOTH) / (squares + SMOOTH)
+    return loss
 
 
 def dice_loss(logits: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:

@@ -19,9 +19,9 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: MethodConfig) ->
 
 
 def learning_rate(config: MethodConfig, step: int, iterations: int) -> float:
-    """The rate at `step` (from 0): poly (1 - t)^0.9, a tenth every 2500 steps, or constant."""
+    """The rate at `step` (from 0) of a run: poly (1 - t)^0.9, a tenth every 2500 steps, or constant."""
     if config.schedule == "poly":
-        return config.lr * float(max(0.0, 1.0 - step / iterations) ** 0.9)
+        return config.lr * float(max(0.0, 1.0 - step / config.length(iterations)) ** 0.9)
     if config.schedule == "step":
         return config.lr * float(0.1 ** (step // 2500))
     return config.lr

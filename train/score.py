@@ -14,9 +14,11 @@ from seg.infer.spec import ModelSpec
 
 from .cases import Case, Dataset, discover, refusal
 from .check import check_dataset
+from .config import trained_method
+from .device import device_of
 from .evaluate import WORST, ModuleBackend, evaluate, free_memory
-from .job import CONFIG, device_of, refuse_data_folder, trained_method
 from .report import write_evaluation
+from .run import CONFIG, refuse_data_folder
 from .split import Split, load_split
 
 Which = Literal["val", "test", "all"]

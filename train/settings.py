@@ -15,11 +15,14 @@ if TYPE_CHECKING:
 class Settings:
     """Everything `seg-train` takes. A TOML file has the same names, and tables [method], [augmentation], [loop].
 
+    [method] may hold the method's `name` and `preset` beside its settings.
+
     Attributes
     ----------
     data : folders of cases, united.
     labeled, split : which cases are labelled (see `cases.choose_split`).
     preset : a named set of the method's values (crossmatch: paper, official, fast).
+    compile : through torch.compile.
     spacing : mm along R, A, S. window : voxels.
     labels : names of the classes in the order of their values, background first, where dataset.json does not tell.
     tiling : "free", or "window" for networks that must not see tiles larger than in training.
@@ -45,6 +48,7 @@ class Settings:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = 0
     validate_every: int | None = None
+    compile: bool = False
     labels: tuple[str, ...] | None = None
     tiling: Literal["free", "window"] = "free"
     distill: str | None = None
@@ -75,7 +79,11 @@ class Settings:
                 f"cannot be read ({error})",
                 "give a TOML file such as those in benchmarks/recipes",
             ) from error
-        values = {"method_options" if isinstance(v, dict) and k == "method" else k: v for k, v in raw.items()}
+        values = dict(raw)
+        if isinstance(table := raw.get("method"), dict):
+            del values["method"]
+            values |= {top: table[name] for name, top in _IN_METHOD.items() if name in table}
+            values["method_options"] = {k: v for k, v in table.items() if k not in _IN_METHOD}
         allowed = {f.name for f in fields(self)} - {"data", "output"}
         if unknown := sorted(set(values) - allowed):
             raise SegError(
@@ -95,6 +103,8 @@ class Settings:
             raise SegError("E-CONFIG", Exit.USAGE, "", found, "give --distill TEACHER, and no other --method")
         return self
 
+
+_IN_METHOD = {"name": "method", "preset": "preset"}  # [method] entries that are settings of their own
 
 S = TypeVar("S", bound="DataclassInstance")
 

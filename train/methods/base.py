@@ -52,8 +52,13 @@ class MethodConfig:
     lr: float = 1e-3
     weight_decay: float = 1e-4
     schedule: Literal["poly", "step", "constant"] = "poly"  # step: x0.1 every 2500 iterations
+    stretch: float = 1.0  # schedules end at this multiple of the run; CrossMatch's code stops at 14,000 of 17,000
     clip_norm: float = 0.0  # 0 is off
     betas: tuple[float, float] = (0.9, 0.999)  # of adamw
+
+    def length(self, iterations: int) -> float:
+        """Steps over which the schedules of a run of `iterations` go."""
+        return self.stretch * iterations
 
 
 class Method(nn.Module):
