@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from .artifact import Artifact, load, resolve
-from .backends import ONNX_ENGINES, Backend, engine_for, open_backend
-from .compute import ComputeOptions, blends_features, plan_header, stored_precision
+from .backends import Backend, engine_for
+from .compute import ComputeOptions, load_network, plan_header, stored_precision
 from .console import say
 from .display import Display
 from .errors import Exit, SegError, printable
@@ -220,14 +220,9 @@ def _sides_are_there(job: Job, previews: dict[str, str], probabilities: bool) ->
 @contextmanager
 def _loading(artifact: Artifact, request: Request) -> Iterator["Future[Backend]"]:
     """The network, loading in a thread of its own; after an exception nobody waits for it."""
-    engine = engine_for(artifact.path, request.device)
     pool = ThreadPoolExecutor(1, "load")
-    output = "features" if blends_features(artifact, request.computing) else "logits"
-    asked = request.computing.precision
-    precision = "bf16" if asked == "bf16" else "fp32" if engine in ONNX_ENGINES else "auto"
-    options = {"precision": precision, "threads": request.computing.threads, "output": output}
     try:
-        yield pool.submit(open_backend, engine, artifact.path, request.device, **options)
+        yield pool.submit(load_network, artifact, request.device, request.computing)
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
