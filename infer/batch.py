@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from .artifact import DEFAULT_MODEL, Artifact, load, resolve
-from .backends import ONNX_ENGINES, TRITON, Backend, engine_for, open_backend
-from .compute import ComputeOptions, blends_features, plan_header, stored_precision
+from .backends import TRITON, Backend, engine_for
+from .compute import ComputeOptions, load_network, plan_header, stored_precision
 from .console import say
 from .display import Display
 from .errors import Exit, SegError, printable
@@ -236,16 +236,12 @@ def _sides_are_there(job: Job, previews: dict[str, str], probabilities: bool) ->
 @contextmanager
 def _loading(artifact: Artifact, request: Request, todo: list[Job]) -> Iterator["Future[Backend]"]:
     """The network, loading in a thread of its own; after an exception nobody waits for it."""
-    engine = engine_for(artifact.path, request.device)
     pool = ThreadPoolExecutor(1, "load")
-    output = "features" if blends_features(artifact, request.computing) else "logits"
-    asked = request.computing.precision
-    precision = "bf16" if asked == "bf16" else "fp32" if engine in ONNX_ENGINES else "auto"
-    options: dict[str, Any] = {"precision": precision, "threads": request.computing.threads, "output": output}
-    if engine == "openvino" and len(todo) == 1 and not todo[0].dicom:  # whose headers take as long as they save
-        options["shape"] = _expected_shape(todo[0], artifact, request)
+    shape = None
+    if len(todo) == 1 and not todo[0].dicom:  # whose headers take as long as they save
+        shape = _expected_shape(todo[0], artifact, request)
     try:
-        yield pool.submit(open_backend, engine, artifact.path, request.device, **options)
+        yield pool.submit(load_network, artifact, request.device, request.computing, shape)
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         raise

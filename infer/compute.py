@@ -3,13 +3,13 @@
 import resource
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .artifact import Artifact
-from .backends import Backend
+from .backends import ONNX_ENGINES, Backend, engine_for, open_backend
 from .components import keep_largest
 from .errors import Exit, SegError
 from .intensity import check_intensities
@@ -66,6 +66,24 @@ def blends_features(artifact: Artifact, options: ComputeOptions) -> bool:
     """Whether the features are blended instead of the logits: fewer planes for the same labels."""
     head = artifact.head
     return head is not None and head.weight.shape[1] < head.weight.shape[0] and options.tiling.blend == "logit"
+
+
+def load_network(
+    artifact: Artifact, device: str, options: ComputeOptions, shape: tuple[int, ...] | None = None
+) -> Backend:
+    """The network of an artifact, ready to compute as the options ask. Raises SegError as `open_backend`.
+
+    Parameters
+    ----------
+    shape : (N, C, X, Y, Z) of the windows, where it is known that all have it.
+    """
+    engine = engine_for(artifact.path, device)
+    output = "features" if blends_features(artifact, options) else "logits"
+    precision = "bf16" if options.precision == "bf16" else "fp32" if engine in ONNX_ENGINES else "auto"
+    settings: dict[str, Any] = {"precision": precision, "threads": options.threads, "output": output}
+    if engine == "openvino":
+        settings["shape"] = shape
+    return open_backend(engine, artifact.path, device, **settings)
 
 
 def plan_header(header: NiftiHeader, artifact: Artifact, options: ComputeOptions, *, at_a_time: int = 1) -> Plan:

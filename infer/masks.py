@@ -34,7 +34,7 @@ def write_mask(path: str, mask: Labels, scan: Scan, artifact: Artifact, form: Fo
         write_nifti(path, mask, scan.header, overwrite=overwrite)
         return
     assert scan.series is not None
-    dataset = _dataset(mask, scan, artifact, form)
+    dataset = mask_dataset(mask, scan, artifact, form)
     if is_address(path):
         from .dicomweb.transfer import store
 
@@ -57,13 +57,14 @@ def keep_unless_equal(path: str, mask: Labels, scan: Scan, artifact: Artifact, f
     if form == "nifti":
         same = FileState.of([path]).sha256 == mask_sha256(path, mask, scan.header)
     else:
-        same = _instance(path) == str(_dataset(mask, scan, artifact, form).SOPInstanceUID)
+        same = _instance(path) == str(mask_dataset(mask, scan, artifact, form).SOPInstanceUID)
     if not same:
         found, fix = "is there, and is not the mask of this run", "move it away, or use --overwrite"
         raise SegError("E-OUT-EXISTS", Exit.OUTPUT, path, found, fix)
 
 
-def _dataset(mask: Labels, scan: Scan, artifact: Artifact, form: Form) -> "Dataset":
+def mask_dataset(mask: Labels, scan: Scan, artifact: Artifact, form: Form) -> "Dataset":
+    """A mask of a DICOM scan as a DICOM object. Parameters as of `write_mask`; `form` is not "nifti"."""
     from .dicom.rtstruct import rtstruct_dataset
     from .dicom.segmentation import segmentation_dataset
 

@@ -14,7 +14,7 @@ from seg.infer.backends import open_backend
 from seg.infer.stitch import window_starts
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-SCRIPTS = ("inference", "memory", "startup", "models", "accuracy", "ablations")
+SCRIPTS = ("inference", "memory", "startup", "models", "accuracy", "ablations", "dicom_output")
 MODULES = {*SCRIPTS, "environment", "experiments"}
 
 
@@ -71,6 +71,16 @@ def test_inference() -> None:
     assert "ours-int8: skipped, no --int8 artifact" in done.stderr
     for tool in ("monai", "nnunet"):
         assert tool in table or f"{tool}: skipped, ModuleNotFoundError" in done.stderr
+
+
+def test_dicom_output() -> None:
+    """What others read back is the mask that was written."""
+    pytest.importorskip("contourpy")
+    table = {row[0]: row for row in rows(run("dicom_output", "--smoke").stdout)}
+    assert {"ours, SEG", "ours, LABELMAP", "ours, RTSTRUCT", "highdicom, plain"} <= table.keys()
+    for name in ("ours, SEG", "ours, LABELMAP", "ours, RTSTRUCT"):
+        assert (table[name][5], table[name][7]) == ("0", "0")
+        assert int(table[name][6]) > 1000
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

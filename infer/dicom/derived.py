@@ -175,7 +175,7 @@ def equipment(making: Making) -> dict[str, Any]:
     """Who made the object, as arguments of highdicom: the device is the model, its serial number the digest."""
     return {
         "manufacturer": MAKER,
-        "manufacturer_model_name": long_string(making.spec.name),
+        "manufacturer_model_name": making.name,
         "software_versions": making.version,
         "device_serial_number": making.model_sha256[:64],
         "series_description": making.name,

@@ -11,6 +11,7 @@ from ..spec import ModelSpec
 from .codes import ANATOMY, codes_of, long_string
 from .contours import Points, outlines
 from .derived import (
+    MAKER,
     Making,
     algorithm,
     complete,
@@ -78,7 +79,7 @@ def rtstruct_dataset(
         **equipment(making),
     )
     complete(dataset, series, making)
-    dataset.StructureSetLabel = long_string(spec.name)[:16].strip()
+    dataset.StructureSetLabel = long_string(spec.name)[:16].strip() or MAKER
     dataset.StructureSetName = making.name
     dataset.StructureSetDate, dataset.StructureSetTime = dataset.SeriesDate, dataset.SeriesTime
     dataset.OperatorsName = ""

@@ -73,7 +73,7 @@ def segmentation_dataset(
     labels : (columns, rows, slices) label values of the spec.
     spec : of the model; labels, and codes if it has them.
     model_sha256 : digest of the artifact.
-    omit_empty_frames : leave out slices without the class. An empty mask keeps all, for a SEG has at least one frame.
+    omit_empty_frames : leave out slices without the class. Of an empty mask one remains, for a SEG has a frame.
     created : local time of making; now, if not given.
 
     Raises
@@ -85,7 +85,10 @@ def segmentation_dataset(
     quieten_pydicom()
     planes = class_planes(labels, spec.label_values, series.shape)
     making = Making(spec, model_sha256, created or datetime.now())
+    empty = omit_empty_frames and not planes.any()
     series_uid, instance_uid, dimensions_uid = new_uids(f"{kind} {omit_empty_frames}", series, planes, making)
+    if empty:  # highdicom would keep the frames of all classes, which may be gigabytes of nothing
+        planes[0, 0, 0] = 1
     dataset = highdicom.seg.Segmentation(
         source_images=_source_images(series),
         pixel_array=planes,
@@ -103,6 +106,8 @@ def segmentation_dataset(
         specific_character_set=None,
         **equipment(making),
     )
+    if empty:
+        dataset.PixelData = bytes(len(dataset.PixelData))
     _refer_to_frames(dataset, series)
     _fix_by_content(dataset, dimensions_uid, making.created)
     complete(dataset, series, making)

@@ -73,7 +73,7 @@ def bounded(most: int) -> "Callable[..., Response]":
             raise TooLong
         pieces = response.iter_content
 
-        def iter_content(chunk_size: int | None = 1, decode_unicode: bool = False) -> Iterator[Any]:
+        def iter_content(chunk_size: int | None = 1, decode_unicode: Any = False) -> Iterator[Any]:
             received = 0
             for piece in pieces(chunk_size, decode_unicode):
                 received += len(piece)

@@ -19,6 +19,7 @@ from .session import TooLong, connected
 if TYPE_CHECKING:
     from dicomweb_client.web import DICOMwebClient
     from pydicom import Dataset
+    from requests import HTTPError
 
 MOST_DATA = 1 << 34  # bytes of one series; a scan above --max-voxels is far below
 MOST_INDEX = 1 << 26
@@ -158,7 +159,7 @@ def _parts(client: "DICOMwebClient", study: str, series: str) -> "Iterator[Datas
     try:
         yield from client.iter_series(study, series)
     except HTTPError as error:
-        if error.response.status_code != 406:
+        if _status(error) != 406:
             raise
         yield from client.iter_series(study, series, media_types=(("application/dicom", "*"),))
 
@@ -199,7 +200,7 @@ def _errors(address: Address, status: Exit) -> Iterator[None]:
         fix = "fetch less, or ask the archive's keeper"
         raise SegError("E-LIMIT-WEB", Exit.LIMIT, address.text, "the answer is too long, or packed", fix) from error
     except requests.HTTPError as error:
-        raise _status_error(address, error.response.status_code, status) from error
+        raise _status_error(address, _status(error), status) from error
     except requests.exceptions.SSLError as error:
         found = "its certificate is not one that this machine trusts, or there is no TLS"
         fix = "name the authority's file in REQUESTS_CA_BUNDLE, or ask the archive's keeper"
@@ -214,6 +215,10 @@ def _errors(address: Address, status: Exit) -> Iterator[None]:
         found = f"the answer makes no sense ({type(error).__name__})"
         fix = "check that the address is that of a DICOMweb service"
         raise SegError("E-WEB-ANSWER", status, address.text, found, fix) from error
+
+
+def _status(error: "HTTPError") -> int:
+    return error.response.status_code if error.response is not None else 0
 
 
 def _status_error(address: Address, code: int, status: Exit) -> SegError:

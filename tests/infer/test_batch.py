@@ -137,11 +137,11 @@ HANG = """
 import sys, time
 from seg.infer import backends, batch, pipeline
 stage = sys.argv.pop(1)
-where = batch if stage == "open_backend" else pipeline
+where = batch if stage == "load_network" else pipeline
 real, calls = getattr(where, stage), []
 def hanging(*arguments, **options):
     calls.append(stage)
-    if len(calls) == (1 if stage == "open_backend" else 3):
+    if len(calls) == (1 if stage == "load_network" else 3):
         print("HANGS", file=sys.stderr, flush=True)
         time.sleep(1 if stage == "write_mask" else 60)
     return real(*arguments, **options)
@@ -155,7 +155,7 @@ setattr(where, stage, hanging)
         ("read", signal.SIGINT, "ab"),
         ("compute", signal.SIGTERM, "ab"),
         ("write_mask", signal.SIGINT, "abc"),  # what is being written is finished, and recorded
-        ("open_backend", signal.SIGTERM, ""),
+        ("load_network", signal.SIGTERM, ""),
     ],
 )
 def test_a_signal_stops_within_seconds(

@@ -158,6 +158,9 @@ def test_an_empty_mask_is_a_whole_object(kind: Any, tmp_path: Path) -> None:
     seg = made(series, np.zeros(SHAPE, np.uint8), tmp_path / "mask.dcm", kind=kind)
     np.testing.assert_array_equal(by_source(seg, series), 0)
     assert [seg.get_segment_description(n).SegmentLabel for n in seg.segment_numbers] == list(SPEC.labels[1:])
+    assert seg.NumberOfFrames == 1
+    seg = made(series, np.zeros(SHAPE, np.uint8), tmp_path / "all.dcm", kind=kind, omit_empty_frames=False)
+    np.testing.assert_array_equal(by_source(seg, series), 0)
     assert seg.NumberOfFrames == SHAPE[2] * (2 if kind == "BINARY" else 1)
 
 
@@ -232,7 +235,8 @@ def test_who_made_it(tmp_path: Path) -> None:
     assert algorithm.AlgorithmFamilyCodeSequence[0].CodeMeaning == "Artificial Intelligence"
     assert algorithm.AlgorithmParameters == f"model=heart,sha256={SHA256}"
     assert seg.get_segment_description(1).SegmentAlgorithmType == "AUTOMATIC"
-    assert (seg.Manufacturer, seg.ManufacturerModelName, seg.DeviceSerialNumber) == ("seg-toolkit", "heart", SHA256)
+    assert (seg.Manufacturer, seg.ManufacturerModelName) == ("seg-toolkit", "seg-toolkit heart")
+    assert seg.DeviceSerialNumber == SHA256
     assert seg.SeriesNumber == 9003
 
 
