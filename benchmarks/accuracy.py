@@ -69,7 +69,7 @@ def table(rows: ex.Rows) -> str:
             if group:
                 used = f"{group[0]['labeled']} (all)" if labels == ex.ALL else labels
                 lines.append([method, used, str(group[0]["unlabeled"]), *ex.Summary.of(group).cells()])
-    return env.table(("method", "labelled", "unlabelled", *ex.COLUMNS), lines)
+    return env.table(("method", "labelled", "unlabelled", *ex.columns(rows)), lines)
 
 
 def panels(rows: ex.Rows) -> list[Any]:
@@ -78,7 +78,7 @@ def panels(rows: ex.Rows) -> list[Any]:
 
     names, methods = ex.label_names(rows), methods_of(rows)
     found = []
-    for metric, title in (("dice", "Dice (%)"), ("hd95", "95HD (mm)")):
+    for metric, title in (("dice", "Dice (%)"), ("hd95", f"95HD ({ex.unit_of(rows)})")):
         lines = []
         for method, shift in zip(methods, ex.shifts(len(methods)), strict=True):
             own = [row for row in rows if row["method"] == method]

@@ -230,29 +230,38 @@ def train_row(row: Row, settings: Any, options: argparse.Namespace) -> dict[str,
         "unlabeled": len(split["unlabeled"]) if config_of(row.method).unlabeled_batch else 0,
         "mean": found["mean"]["foreground"],
         "classes": {label: metrics for label, metrics in found["mean"].items() if label != "foreground"},
+        "unit": found["unit"],
         "cases": len(found["cases"]),
         "commit": env.commit(),
     }
 
 
-def config_of(text: str) -> Any:
-    """The method's configuration: defaults, preset, changes.
+def config_of(text: str, dims: int = 3) -> Any:
+    """The method's configuration for networks of `dims` dimensions: defaults, preset, changes.
 
     Raises
     ------
     SystemExit : for an unknown method or preset, and for an option that does not exist or does not fit.
     """
     from seg.infer.errors import SegError
-    from seg.train.methods import METHODS, PRESETS
+    from seg.train.methods import METHODS, PRESETS, default_options
     from seg.train.settings import override
 
     method, preset, changes = parse_method(text)
     if method not in METHODS or (preset is not None and preset not in PRESETS.get(method, {})):
         raise SystemExit(f"{text}: choose from {', '.join(METHODS)} and their presets")
     try:
-        return override(METHODS[method].Config(), {**PRESETS.get(method, {}).get(preset or "", {}), **changes}, text)
+        return override(METHODS[method].Config(), default_options(method, preset, dims) | changes, text)
     except SegError as error:
         raise SystemExit(str(error)) from None
+
+
+def dims_of(settings: Any) -> int:
+    """2 or 3: of the network."""
+    from seg.train.networks import NETWORKS
+
+    network: Any = NETWORKS[settings.network]
+    return int(network.dims)
 
 
 @dataclass(frozen=True)
@@ -270,7 +279,7 @@ class Summary:
         return cls(len(rows), {metric: mean(v) for metric, v in values.items()}, spread)
 
     def scaled(self, metric: str) -> tuple[float, float]:
-        """Mean and spread as the papers give them: overlap in percent, distances in mm."""
+        """Mean and spread as the papers give them: overlap in percent."""
         scale = 100 if metric in ("dice", "jaccard") else 1
         return scale * self.mean[metric], 0.0 if self.spread is None else scale * self.spread[metric]
 
@@ -283,7 +292,14 @@ class Summary:
         return [*cells, str(self.seeds)]
 
 
-COLUMNS = ("Dice (%)", "Jaccard (%)", "95HD (mm)", "ASD (mm)", "seeds")
+def columns(rows: Rows) -> list[str]:
+    """Heads of `Summary.cells`."""
+    return ["Dice (%)", "Jaccard (%)", f"95HD ({unit_of(rows)})", f"ASD ({unit_of(rows)})", "seeds"]
+
+
+def unit_of(rows: Rows) -> str:
+    """mm, or voxel where nothing says how large one is."""
+    return str(rows[0].get("unit", "mm")) if rows else "mm"
 
 
 def series(name: str, groups: Mapping[float, Rows], metric: str, *, shift: float = 0.0, joined: bool = True) -> Any:
@@ -313,7 +329,7 @@ def with_labels(rows: Rows, name: str) -> Rows:
 
 def make_small(options: argparse.Namespace, folder: Path) -> None:
     """--smoke: the options of a run on phantoms that takes seconds and leaves nothing behind."""
-    options.data, options.labels, options.seeds = write_phantoms(folder / "data"), [2], [0, 1]
+    options.data, options.labels, options.seeds = write_phantoms(folder / "data"), [2], [0]
     options.window, options.width, options.iterations = (16, 16, 16), 2, 1
     options.name, options.runs, options.results = "smoke", folder, folder
 
