@@ -15,7 +15,7 @@ from seg.infer.stitch import window_starts
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = ("inference", "memory", "startup", "models", "accuracy", "ablations")
-MODULES = {*SCRIPTS, "environment", "experiments"}
+MODULES = {*SCRIPTS, "environment", "experiments", "seeds"}
 
 
 @pytest.fixture(autouse=True)

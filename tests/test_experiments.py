@@ -24,7 +24,7 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = set(sys.modules)
     monkeypatch.syspath_prepend(str(FOLDER))
     yield
-    for name in {"accuracy", "ablations", "experiments", "environment"} - before:
+    for name in {"accuracy", "ablations", "experiments", "seeds", "environment"} - before:
         sys.modules.pop(name, None)
 
 
