@@ -1,7 +1,7 @@
 """Networks by name. A network has `encode`, `decode`, `forward`, and the class attributes `stride` and `dims`."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, cast
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -33,8 +33,11 @@ def build_network(name: str, channels: int, classes: int, width: int, dropout: f
 
 
 def run_windows(network: nn.Module, x: Tensor) -> Tensor:
-    """(N, C, X, Y, Z) windows -> (N, K, X, Y, Z) logits; a network of two dimensions takes their slices as a batch."""
-    if cast(Network, network).dims == 3:
+    """(N, C, X, Y, Z) windows -> (N, K, X, Y, Z) logits; a network of two dimensions takes their slices as a batch.
+
+    Modules that are no `Network` take volumes.
+    """
+    if getattr(network, "dims", 3) == 3:
         logits: Tensor = network(x)
         return logits
     slices: Tensor = network(x.movedim(-1, 1).flatten(0, 1))
