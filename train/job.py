@@ -31,6 +31,7 @@ from .report import CURVES, write_evaluation, write_picture
 from .run import load_checkpoint, locked, read_config, set_aside, write_json
 from .settings import Settings, override
 from .split import Split, choose_split
+from .window import times
 
 CONFIG = "config.json"
 
@@ -113,6 +114,9 @@ def prepare_job(settings: Settings, say: Callable[[str], None], device: torch.de
         channel_names=dataset.channel_names,
     )
     spec = _spec(settings, decided)
+    if settings.augmentation.get("rot90") and spec.window[0] != spec.window[1]:
+        found = f"rot90 with a window of {times(spec.window)}"
+        raise SegError("E-CONFIG", Exit.USAGE, "", found, "give a --window with X = Y, or leave rot90 out")
     say(decided.describe())
     return Prepared(_config(settings, decided, spec, split, checked), spec, split, decided)
 
