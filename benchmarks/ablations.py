@@ -26,6 +26,7 @@ from typing import Any
 
 import environment as env
 import experiments as ex
+from seeds import Rows, Summary, columns, label_names, series, shifts, with_labels
 
 BASELINE = "supervised"
 
@@ -67,39 +68,40 @@ def benchmark(options: argparse.Namespace) -> int:
     """Run the rows and print; 1 when one failed."""
     base = f"crossmatch:{options.preset}"
     settings = ex.base_settings(options)
+    dims = ex.dims_of(settings)
     results = ex.Results(
         options.results / f"ablations-{options.name}.json",
         {**ex.size_of(settings), "preset": options.preset},
-        partial(tables, base=base),
-        partial(panels, base=base),
+        partial(tables, base=base, dims=dims),
+        partial(panels, base=base, dims=dims),
     )
     rows = [
         ex.Row(method, labels, seed)
         for seed in options.seeds
         for name in options.ablations
         for labels in options.labels
-        for method in variants(ABLATIONS[name], base).values()
+        for method in variants(ABLATIONS[name], base, dims).values()
     ]
     failed = ex.run(list(dict.fromkeys(rows)), results, settings, options)
     print(results.render())
     return 1 if failed else 0
 
 
-def variants(ablation: Ablation, base: str) -> dict[float | str, str]:
+def variants(ablation: Ablation, base: str, dims: int = 3) -> dict[float | str, str]:
     """Value -> method. The value that the preset has anyway is the preset itself."""
     if ablation.option is None:
         return {BASELINE: BASELINE, base: base}
-    own = getattr(ex.config_of(base), ablation.option)
+    own = getattr(ex.config_of(base, dims), ablation.option)
     return {value: base if value == own else f"{base},{ablation.option}={value}" for value in ablation.values}
 
 
-def measured(rows: ex.Rows, base: str) -> dict[str, dict[float | str, ex.Rows]]:
+def measured(rows: Rows, base: str, dims: int = 3) -> dict[str, dict[float | str, Rows]]:
     """Ablation -> value -> its rows, for those that compare at least two values."""
     found = {}
     for name, ablation in ABLATIONS.items():
         groups = {
             value: [row for row in rows if row["method"] == method]
-            for value, method in variants(ablation, base).items()
+            for value, method in variants(ablation, base, dims).items()
         }
         groups = {value: group for value, group in groups.items() if group}
         if len(groups) > 1:
@@ -107,36 +109,36 @@ def measured(rows: ex.Rows, base: str) -> dict[str, dict[float | str, ex.Rows]]:
     return found
 
 
-def tables(rows: ex.Rows, base: str) -> str:
+def tables(rows: Rows, base: str, dims: int = 3) -> str:
     """A headed table for each ablation, with a line a value and number of labels."""
     text = []
-    for name, groups in measured(rows, base).items():
+    for name, groups in measured(rows, base, dims).items():
         lines = []
         for value, group in groups.items():
             shown = f"{value} (p {(1 - value) / 2:g} and {(1 + value) / 2:g})" if name == "gap" else str(value)  # type: ignore[operator]
-            for labels in ex.label_names(group):
-                lines.append([shown, labels, *ex.Summary.of(ex.with_labels(group, labels)).cells()])
-        text.append(f"{ABLATIONS[name].title}\n\n" + env.table((name, "labelled", *ex.COLUMNS), lines))
+            for labels in label_names(group):
+                lines.append([shown, labels, *Summary.of(with_labels(group, labels)).cells()])
+        text.append(f"{ABLATIONS[name].title}\n\n" + env.table((name, "labelled", *columns(rows)), lines))
     return "\n\n".join(text)
 
 
-def panels(rows: ex.Rows, base: str) -> list[Any]:
+def panels(rows: Rows, base: str, dims: int = 3) -> list[Any]:
     """Dice of each ablation: over its values where these are numbers, else over the numbers of labels."""
     from seg.train.chart import Panel
 
     found = []
-    for name, groups in measured(rows, base).items():
+    for name, groups in measured(rows, base, dims).items():
         title = f"{ABLATIONS[name].title}: Dice (%), mean and spread over seeds"
-        labels = ex.label_names([row for group in groups.values() for row in group])
+        labels = label_names([row for group in groups.values() for row in group])
         if all(isinstance(value, float) for value in groups):
-            each = {n: {float(v): ex.with_labels(group, n) for v, group in groups.items()} for n in labels}
-            lines = [ex.series(f"{n} labelled", of, "dice") for n, of in each.items()]
+            each = {n: {float(v): with_labels(group, n) for v, group in groups.items()} for n in labels}
+            lines = [series(f"{n} labelled", of, "dice") for n, of in each.items()]
             found.append(Panel(title, name, lines))
             continue
         lines = []
-        for (value, group), shift in zip(groups.items(), ex.shifts(len(groups)), strict=True):
-            of = {float(x): ex.with_labels(group, n) for x, n in enumerate(labels)}
-            lines.append(ex.series(str(value), of, "dice", shift=shift, joined=False))
+        for (value, group), shift in zip(groups.items(), shifts(len(groups)), strict=True):
+            of = {float(x): with_labels(group, n) for x, n in enumerate(labels)}
+            lines.append(series(str(value), of, "dice", shift=shift, joined=False))
         found.append(Panel(title, "labelled cases", lines, labels))
     return found
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import environment as env
 import experiments as ex
+from seeds import ALL, Rows, Summary, columns, label_names, series, shifts, unit_of, with_labels
 
 METHODS = ("supervised", "crossmatch:paper", "crossmatch:official", "crossmatch:fast")
 
@@ -34,7 +35,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.smoke:
             ex.make_small(options, Path(folder))
-            options.labels.append(ex.ALL)
+            options.labels.append(ALL)
         if not (options.name and options.data and options.labels):
             parser.error("--name, --data and --labels are needed")
         sys.exit(benchmark(options))
@@ -56,39 +57,39 @@ def plan_rows(methods: Sequence[str], labels: Sequence[int | str], seeds: Sequen
         for seed in seeds
         for count in labels
         for method in methods
-        if count != ex.ALL or not ex.config_of(method).unlabeled_batch
+        if count != ALL or not ex.config_of(method).unlabeled_batch
     ]
 
 
-def table(rows: ex.Rows) -> str:
+def table(rows: Rows) -> str:
     """One line a number of labels and method, the fully labelled last."""
     lines = []
-    for labels in ex.label_names(rows):
+    for labels in label_names(rows):
         for method in methods_of(rows):
-            group = [row for row in ex.with_labels(rows, labels) if row["method"] == method]
+            group = [row for row in with_labels(rows, labels) if row["method"] == method]
             if group:
-                used = f"{group[0]['labeled']} (all)" if labels == ex.ALL else labels
-                lines.append([method, used, str(group[0]["unlabeled"]), *ex.Summary.of(group).cells()])
-    return env.table(("method", "labelled", "unlabelled", *ex.COLUMNS), lines)
+                used = f"{group[0]['labeled']} (all)" if labels == ALL else labels
+                lines.append([method, used, str(group[0]["unlabeled"]), *Summary.of(group).cells()])
+    return env.table(("method", "labelled", "unlabelled", *columns(rows)), lines)
 
 
-def panels(rows: ex.Rows) -> list[Any]:
+def panels(rows: Rows) -> list[Any]:
     """Dice and 95HD of every method over the numbers of labels."""
     from seg.train.chart import Panel
 
-    names, methods = ex.label_names(rows), methods_of(rows)
+    names, methods = label_names(rows), methods_of(rows)
     found = []
-    for metric, title in (("dice", "Dice (%)"), ("hd95", "95HD (mm)")):
+    for metric, title in (("dice", "Dice (%)"), ("hd95", f"95HD ({unit_of(rows)})")):
         lines = []
-        for method, shift in zip(methods, ex.shifts(len(methods)), strict=True):
+        for method, shift in zip(methods, shifts(len(methods)), strict=True):
             own = [row for row in rows if row["method"] == method]
-            groups = {x: ex.with_labels(own, name) for x, name in enumerate(names)}
-            lines.append(ex.series(method, groups, metric, shift=shift, joined=False))
+            groups = {x: with_labels(own, name) for x, name in enumerate(names)}
+            lines.append(series(method, groups, metric, shift=shift, joined=False))
         found.append(Panel(f"{title}, mean and spread over seeds", "labelled cases", lines, names))
     return found
 
 
-def methods_of(rows: ex.Rows) -> list[str]:
+def methods_of(rows: Rows) -> list[str]:
     """Methods in the order they were first trained."""
     return list(dict.fromkeys(row["method"] for row in rows))
 

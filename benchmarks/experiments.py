@@ -1,4 +1,4 @@
-"""What accuracy.py and ablations.py share: a grid of trainings, one results file, and mean and spread over seeds.
+"""What accuracy.py and ablations.py share: a grid of trainings and one results file (`seeds` makes tables of it).
 
 The results file is the checkpoint. A row is written as soon as its training is validated, rows that are there are not
 trained again, and a training that was killed goes on from its own checkpoint in its run folder. Several processes may
@@ -11,18 +11,14 @@ import fcntl
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import environment as env
+from seeds import ALL, Rows
 
-Rows = Sequence[dict[str, Any]]
-
-METRICS = ("dice", "jaccard", "hd95", "asd")  # the papers' columns
-ALL = "all"  # every training case is labelled
 CHECKPOINTS = ("checkpoint.pt", "checkpoint.previous.pt")
 
 
@@ -230,90 +226,43 @@ def train_row(row: Row, settings: Any, options: argparse.Namespace) -> dict[str,
         "unlabeled": len(split["unlabeled"]) if config_of(row.method).unlabeled_batch else 0,
         "mean": found["mean"]["foreground"],
         "classes": {label: metrics for label, metrics in found["mean"].items() if label != "foreground"},
+        "unit": found["unit"],
         "cases": len(found["cases"]),
         "commit": env.commit(),
     }
 
 
-def config_of(text: str) -> Any:
-    """The method's configuration: defaults, preset, changes.
+def config_of(text: str, dims: int = 3) -> Any:
+    """The method's configuration for networks of `dims` dimensions: defaults, preset, changes.
 
     Raises
     ------
     SystemExit : for an unknown method or preset, and for an option that does not exist or does not fit.
     """
     from seg.infer.errors import SegError
-    from seg.train.methods import METHODS, PRESETS
+    from seg.train.methods import METHODS, PRESETS, default_options
     from seg.train.settings import override
 
     method, preset, changes = parse_method(text)
     if method not in METHODS or (preset is not None and preset not in PRESETS.get(method, {})):
         raise SystemExit(f"{text}: choose from {', '.join(METHODS)} and their presets")
     try:
-        return override(METHODS[method].Config(), {**PRESETS.get(method, {}).get(preset or "", {}), **changes}, text)
+        return override(METHODS[method].Config(), default_options(method, preset, dims) | changes, text)
     except SegError as error:
         raise SystemExit(str(error)) from None
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Mean and sample standard deviation over seeds of each metric; spread is None for a single seed."""
+def dims_of(settings: Any) -> int:
+    """2 or 3: of the network."""
+    from seg.train.networks import NETWORKS
 
-    seeds: int
-    mean: dict[str, float]
-    spread: dict[str, float] | None
-
-    @classmethod
-    def of(cls, rows: Rows) -> "Summary":
-        values = {metric: [row["mean"][metric] for row in rows] for metric in METRICS}
-        spread = {metric: stdev(v) for metric, v in values.items()} if len(rows) > 1 else None
-        return cls(len(rows), {metric: mean(v) for metric, v in values.items()}, spread)
-
-    def scaled(self, metric: str) -> tuple[float, float]:
-        """Mean and spread as the papers give them: overlap in percent, distances in mm."""
-        scale = 100 if metric in ("dice", "jaccard") else 1
-        return scale * self.mean[metric], 0.0 if self.spread is None else scale * self.spread[metric]
-
-    def cells(self) -> list[str]:
-        """Each metric with its spread, and the number of seeds."""
-        cells = []
-        for metric in METRICS:
-            average, spread = self.scaled(metric)
-            cells.append(f"{average:.2f}" + ("" if self.spread is None else f" ± {spread:.2f}"))
-        return [*cells, str(self.seeds)]
-
-
-COLUMNS = ("Dice (%)", "Jaccard (%)", "95HD (mm)", "ASD (mm)", "seeds")
-
-
-def series(name: str, groups: Mapping[float, Rows], metric: str, *, shift: float = 0.0, joined: bool = True) -> Any:
-    """A line of the chart: x -> the rows over whose seeds the metric is averaged."""
-    from seg.train.chart import Series
-
-    points = [(x + shift, *Summary.of(rows).scaled(metric)) for x, rows in sorted(groups.items()) if rows]
-    xs, means, spreads = zip(*points, strict=True) if points else ((), (), ())
-    return Series(name, xs, means, spreads, joined)
-
-
-def shifts(count: int) -> list[float]:
-    """Small distances, so that the points of `count` series at one name do not hide each other."""
-    return [0.08 * (k - (count - 1) / 2) for k in range(count)]
-
-
-def label_names(rows: Rows) -> list[str]:
-    """Numbers of labelled cases in order, `all` last."""
-    found = {row["labels"] for row in rows}
-    return [str(count) for count in sorted(found - {ALL})] + ([ALL] if ALL in found else [])
-
-
-def with_labels(rows: Rows, name: str) -> Rows:
-    """The rows of one of the `label_names`."""
-    return [row for row in rows if str(row["labels"]) == name]
+    network: Any = NETWORKS[settings.network]
+    return int(network.dims)
 
 
 def make_small(options: argparse.Namespace, folder: Path) -> None:
     """--smoke: the options of a run on phantoms that takes seconds and leaves nothing behind."""
-    options.data, options.labels, options.seeds = write_phantoms(folder / "data"), [2], [0, 1]
+    options.data, options.labels, options.seeds = write_phantoms(folder / "data"), [2], [0]
     options.window, options.width, options.iterations = (16, 16, 16), 2, 1
     options.name, options.runs, options.results = "smoke", folder, folder
 

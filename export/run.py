@@ -62,7 +62,8 @@ def _summary(validation: dict[str, Any] | None, step: int, planned: int) -> dict
     """
     if validation is None or validation.get("step", planned) != step:
         return {}
-    return {"scans": len(validation["cases"]), "mean": _rounded(validation["mean"])}
+    unit = validation.get("unit", "mm")
+    return {"scans": len(validation["cases"]), "mean": _rounded(validation["mean"]), "unit": unit}
 
 
 def _rounded(mean: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:

@@ -47,6 +47,9 @@ class View:
     letters: str
 
 
+Mask = NDArray[np.bool_]
+Cut = tuple[View, int]  # and the index of the plane
+
 VIEWS = (View("Axial", 2, "RLAP"), View("Coronal", 1, "RLSI"), View("Sagittal", 0, "APSI"))
 
 
@@ -88,12 +91,15 @@ def render(
     labels: Sequence[str],
     label_values: Sequence[int] | None = None,
     truth: NDArray[np.generic] | None = None,
+    slices: int | None = None,
 ) -> "Image.Image":
     """The picture of `preview_png`, RGB. Same parameters, raises ValueError likewise.
 
     Parameters
     ----------
     truth : (X, Y, Z) label values to compare the mask with, or None.
+    slices : array axis of the scan across the slices of a 2D model: beside a truth, three slices are shown instead of
+        three planes.
     """
     from PIL import Image, ImageDraw
 
@@ -107,20 +113,21 @@ def render(
     volume = volume.to_canonical()
     counts = plane_counts(mask, list(classes))
     centre = [_middle(axis.sum(0)) for axis in counts]
-    if truth is not None and (wrong := mask != truth).any():
-        centre = [int(np.argmax(axis[0])) for axis in plane_counts(wrong.astype(np.uint8), [1])]
+    cuts = [(view, centre[view.across]) for view in VIEWS]
+    if truth is not None and (mask != truth).any():
+        cuts = _worst_cuts(mask != truth, None if slices is None else turn.axes.index(slices))
     low, high = _window(volume)
     colours = {value: PALETTE[k % len(PALETTE)] for k, value in enumerate(classes)}
     panels = []
-    planes = [v for v in VIEWS if min(n for axis, n in enumerate(volume.shape) if axis != v.across) > 1]
-    for view in planes or VIEWS:  # a single slice has no other planes
-        cut = (slice(None),) * view.across + (centre[view.across],)
+    flat = [cut for cut in cuts if volume.shape[cut[0].across] == min(volume.shape) == 1]
+    for view, index in flat or cuts:  # a single slice has no other planes
+        cut = (slice(None),) * view.across + (index,)
         grey = (_scaled(volume, volume.voxels[0][cut]) - low) / (high - low)
         a, b = (axis for axis in range(3) if axis != view.across)
         size = _fit(grey.shape[0] * volume.spacing[a], grey.shape[1] * volume.spacing[b])
         behind = None if truth is None else truth[cut]
         panel = _plane(np.nan_to_num(np.clip(grey, 0, 1)), mask[cut], size, colours, behind)
-        panels.append(_framed(panel, view, _position(volume, centre, view.across)))
+        panels.append(_framed(panel, view, _position(volume, centre, view.across, index)))
     width = sum(panel.width for panel in panels) + GAP * (len(panels) + 1)
     ml = counts[0].sum(1) * abs(np.linalg.det(volume.affine[:3, :3])) / 1000
     entries = [
@@ -139,6 +146,15 @@ def render(
     for k, row in enumerate(rows):
         _legend(draw, row, GAP + panels[0].height + ROW * k)
     return page
+
+
+def _worst_cuts(wrong: Mask, slices: int | None) -> list[Cut]:
+    """The plane across each axis, or the three across one, with the most wrong voxels."""
+    errors = [axis[0] for axis in plane_counts(wrong.astype(np.uint8), [1])]
+    if slices is None:
+        return [(view, int(np.argmax(errors[view.across]))) for view in VIEWS]
+    view = next(view for view in VIEWS if view.across == slices)
+    return [(view, int(index)) for index in sorted(np.argsort(errors[slices], kind="stable")[-3:])]
 
 
 def _middle(planes: NDArray[np.int64]) -> int:
@@ -247,9 +263,10 @@ def _framed(picture: "Image.Image", view: View, position: str) -> "Image.Image":
     return panel
 
 
-def _position(volume: Volume, centre: Sequence[int], across: int) -> str:
-    """Where a plane lies, such as ``S 12 mm``."""
-    mm = float((volume.affine @ np.array([*centre, 1.0]))[across])
+def _position(volume: Volume, centre: Sequence[int], across: int, index: int) -> str:
+    """Where a plane lies beside the centre, such as ``S 12 mm``."""
+    place = [*centre[:across], index, *centre[across + 1 :]]
+    mm = float((volume.affine @ np.array([*place, 1.0]))[across])
     return f"{('LR', 'PA', 'IS')[across][mm >= 0]} {abs(mm):.0f} mm"
 
 

@@ -15,7 +15,7 @@ from seg.infer.stitch import window_starts
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = ("inference", "memory", "startup", "models", "accuracy", "ablations", "dicom_output")
-MODULES = {*SCRIPTS, "environment", "experiments"}
+MODULES = {*SCRIPTS, "environment", "experiments", "seeds"}
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,13 @@ def rows(text: str) -> list[list[str]]:
 
 @pytest.mark.parametrize(
     ("script", "arguments", "count"),
-    [("memory", (), 4), ("memory", ("--features",), 4), ("models", (), 1)],
+    [
+        ("memory", (), 4),
+        ("memory", ("--features",), 4),
+        ("models", (), 1),
+        ("accuracy", (), 5),
+        ("ablations", ("perturbation",), 3),
+    ],
 )
 def test_smoke(script: str, arguments: tuple[str, ...], count: int) -> None:
     assert len(rows(run(script, "--smoke", *arguments).stdout)) == count

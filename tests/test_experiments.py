@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from statistics import stdev
 from typing import Any
@@ -23,7 +24,7 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = set(sys.modules)
     monkeypatch.syspath_prepend(str(FOLDER))
     yield
-    for name in {"accuracy", "ablations", "experiments", "environment"} - before:
+    for name in {"accuracy", "ablations", "experiments", "seeds", "environment"} - before:
         sys.modules.pop(name, None)
 
 
@@ -162,7 +163,8 @@ def test_the_fully_labelled_row_is_for_methods_without_unlabelled_scans() -> Non
 
 def row(method: str, seed: int, dice: float, labels: int | str = 10) -> dict[str, Any]:
     mean = dict(dice=dice, jaccard=dice / 2, hd95=10 * dice, asd=dice)
-    return dict(method=method, labels=labels, seed=seed, labeled=10 if labels == 10 else 200, unlabeled=0, mean=mean)
+    counts = dict(labeled=10 if labels == 10 else 200, unlabeled=0)
+    return dict(method=method, labels=labels, seed=seed, **counts, unit="mm", mean=mean)
 
 
 def test_mean_and_spread_over_seeds() -> None:
@@ -170,6 +172,8 @@ def test_mean_and_spread_over_seeds() -> None:
 
     rows = [row("a", 0, 0.8), row("a", 0, 0.95, "all"), row("b", 0, 0.5), row("a", 1, 0.9), row("a", 2, 0.88)]
     lines = table(rows).splitlines()
+    assert lines[0].endswith("| Dice (%) | Jaccard (%) | 95HD (mm) | ASD (mm) | seeds |")
+    assert "95HD (voxel) | ASD (voxel)" in table([{**each, "unit": "voxel"} for each in rows])
     spread = 100 * stdev([0.8, 0.9, 0.88])
     assert lines[2].startswith(f"| a | 10 | 0 | 86.00 ± {spread:.2f} | 43.00 ± {spread / 2:.2f} | 8.60 ± ")
     assert lines[2].endswith("| 3 |")
@@ -189,10 +193,10 @@ def test_every_ablation_is_an_option_of_the_method() -> None:
     from experiments import config_of
 
     base = "crossmatch:paper"
-    for ablation in ABLATIONS.values():
-        for value, method in variants(ablation, base).items():
+    for dims, ablation in product((2, 3), ABLATIONS.values()):
+        for value, method in variants(ablation, base, dims).items():
             if ablation.option is not None:
-                assert getattr(config_of(method), ablation.option) == value
+                assert getattr(config_of(method, dims), ablation.option) == value
     eta = variants(ABLATIONS["eta"], base)
     assert list(eta) == [0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5]
     assert eta[0.3] == base

@@ -103,7 +103,7 @@ def evaluate(
         if case.label is None:
             continue
         volume = load_volume(case)
-        units.add(length_unit(case.images[0], volume.spacing))
+        units.add(length_unit(case.images[0]))
         plan = plan_scan(
             volume.shape,
             volume.affine,
@@ -144,12 +144,9 @@ def free_memory(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0]) + int(kept)
 
 
-def length_unit(path: str, spacing: NDArray[np.float64]) -> str:
-    """ "mm", or "voxel" for a NIfTI file that names no unit and whose voxels all have the size 1."""
-    if not path.endswith((".nii", ".nii.gz")):
-        return "mm"
-    stated = int(inspect(path).raw["xyzt_units"]) & 7
-    return "voxel" if not stated and np.all(spacing == 1) else "mm"
+def length_unit(path: str) -> str:
+    """ "mm", or "voxel" for a NIfTI file whose voxel sizes were lost."""
+    return "mm" if not path.endswith((".nii", ".nii.gz")) or inspect(path).size_known else "voxel"
 
 
 def _mean(per_case: dict[str, Any], labels: Sequence[str]) -> dict[str, dict[str, float]]:

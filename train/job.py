@@ -57,6 +57,7 @@ from .sampling import Sample
 from .settings import Settings, override
 from .split import Split, choose_split
 from .teacher import Teacher
+from .window import times
 
 CACHE_SHARE = 0.5  # of the free memory, above which the volumes become files
 
@@ -102,6 +103,9 @@ def prepare_job(
     training = [checked.facts[case.id] for case in (*split.labeled, *split.unlabeled) if case.id in checked.facts]
     decided = _decide(settings, training, dataset, engine.device, teacher)
     spec = spec_of(settings, decided)
+    if settings.augmentation.get("rot90") and spec.window[0] != spec.window[1]:
+        found = f"rot90 with a window of {times(spec.window)}"
+        raise SegError("E-CONFIG", Exit.USAGE, "", found, "give a --window with X = Y, or leave rot90 out")
     say(decided.describe())
     config = config_of(settings, decided, spec, split, checked.facts, engine)
     if teacher is not None:

@@ -2,14 +2,15 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from seg.infer.atomic import atomic_file
-from seg.infer.preview import CAPTION, PAGE, render
+from seg.infer.preprocess import Grids
+from seg.infer.preview import CAPTION, INK, PAGE, render
 from seg.infer.spec import ModelSpec
 
 from .evaluate import Evaluation, Worst
@@ -54,7 +55,7 @@ def case_table(result: Mapping[str, Any]) -> str:
 
 
 def worst_cases(evaluation: Evaluation, spec: ModelSpec) -> "Image.Image":
-    """The worst cases below one another: three planes through the largest error, prediction in colour, truth white."""
+    """The worst cases below one another: three planes through the largest error, or the worst slices of a 2D model."""
     from PIL import Image, ImageDraw, ImageFont
 
     pictures = [_picture(worst, spec) for worst in evaluation.worst]
@@ -63,7 +64,7 @@ def worst_cases(evaluation: Evaluation, spec: ModelSpec) -> "Image.Image":
     draw, top = ImageDraw.Draw(page), 0
     for worst, picture in zip(evaluation.worst, pictures, strict=True):
         line = _caption(worst, evaluation.result)
-        draw.text((14, top + CAPTION / 2 + 4), line, (232, 234, 238), ImageFont.load_default(18), "lm")
+        draw.text((14, top + CAPTION / 2 + 4), line, INK, ImageFont.load_default(18), "lm")
         page.paste(picture, (0, top + CAPTION))
         top += CAPTION + picture.height
     return page
@@ -79,9 +80,10 @@ def _caption(worst: Worst, result: Mapping[str, Any]) -> str:
 
 def _picture(worst: Worst, spec: ModelSpec) -> "Image.Image":
     assert worst.case.label is not None
-    values: Sequence[int] = spec.label_values
+    volume, values = load_volume(worst.case), spec.label_values
     truth = np.asarray(values, worst.mask.dtype)[load_label(worst.case.label, values)]
-    return render(load_volume(worst.case), worst.mask, spec.labels, values, truth)
+    across = Grids.of(volume.shape, volume.affine, spec).turn.axes[2] if spec.dims == 2 else None
+    return render(volume, worst.mask, spec.labels, values, truth, across)
 
 
 def write_picture(path: Path, picture: "Image.Image") -> None:

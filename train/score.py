@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from seg.infer.artifact import load, resolve
 from seg.infer.backends import Backend, engine_for, open_backend
 from seg.infer.errors import Exit, SegError, printable
@@ -72,7 +74,7 @@ def score(
     if (folder / CONFIG).exists():
         raise SegError("E-RUN-EXISTS", Exit.OUTPUT, output, "is a run", "choose another folder, such as one inside it")
     dataset = discover(data)
-    opened = _open(model, device)
+    opened = _open(model, device, say)
     with closing(opened.backend):
         cases = _choose(dataset, which, split, opened)
         _check(cases, dataset, opened.spec, say)
@@ -97,14 +99,17 @@ def score(
     return write_evaluation(folder, found, opened.spec, facts)
 
 
-def _open(model: str, device: str) -> Model:
+def _open(model: str, device: str, say: Callable[[str], None]) -> Model:
     """A run folder, else an artifact."""
     folder = Path(model)
     if not folder.is_dir():
         artifact = load(resolve(model))
         backend = open_backend(engine_for(artifact.path, device), artifact.path, device)
         return Model(backend, artifact.spec, None, frozenset(), available_memory())
-    method, config, _ = trained_method(folder)
+    method, config, state = trained_method(folder)
+    if state["step"] < config["loop"]["iterations"]:
+        say(f"warning: the run is unfinished, at step {state['step']} of {config['loop']['iterations']}")
+    torch.set_flush_denormal(True)  # as in training: denormals make CPU convolutions ten times slower
     on, split = device_of(device), config["split"]
     used = ("labeled", "unlabeled") if method.config.unlabeled_batch else ("labeled",)
     trained = frozenset(case for role in used for case in split[role])

@@ -180,3 +180,20 @@ def test_a_single_slice_has_one_plane(scan):
     volume, mask = scan
     slab = Volume(volume.voxels[..., 10:11], volume.affine)
     assert render(slab, mask[..., 10:11], LABELS).width == WIDTHS[0] + 2 * GAP
+
+
+def test_the_worst_slices_of_a_2d_model(scan):
+    """Three planes across one axis, in order, each with an error; the planes are named by where they lie."""
+    volume, mask = scan
+    truth = mask.copy()
+    for index, voxels in ((3, 5), (11, 9), (17, 7), (5, 1)):
+        truth[:voxels, 0, index] = 1
+    picture = np.asarray(render(volume, mask, LABELS, truth=truth, slices=2))
+    assert picture.shape[1] == 3 * WIDTHS[0] + 4 * GAP
+    planes = [picture[TOP : TOP + HEIGHT, GAP + k * (WIDTHS[0] + GAP) :][:, : WIDTHS[0]] for k in range(3)]
+    bottom = [(plane[-20:, WIDTHS[0] // 2 + 40 :] == 255).all(-1).sum() for plane in planes]  # y = 0, small x
+    assert 0 < bottom[0] < bottom[2] < bottom[1]  # 5, 7 and 9 voxels
+    turned_volume, turned_mask = turned(volume, mask)
+    _, turned_truth = turned(volume, truth)
+    same = render(turned_volume, turned_mask, LABELS, truth=turned_truth, slices=0)  # z is stored first
+    assert np.array_equal(np.asarray(same), picture)

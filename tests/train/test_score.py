@@ -1,6 +1,7 @@
 """`seg-train --evaluate`: runs and artifacts on data of their own kind, and on data that is not."""
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -182,3 +183,14 @@ def test_what_is_no_model_is_refused(score: Score, data: Path, tmp_path: Path) -
     (tmp_path / "empty").mkdir()
     status, text = score(data, tmp_path / "empty")
     assert (status, "E-RUN-NONE" in text) == (20, True)
+
+
+def test_an_unfinished_run_is_told(score: Score, data: Path, trained: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["loop"]["iterations"] = 9
+    (copy / "config.json").write_text(json.dumps(config))
+    status, text = score(data, copy)
+    assert status == 0
+    assert "warning: the run is unfinished, at step 4 of 9" in text

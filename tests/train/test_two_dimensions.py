@@ -12,6 +12,7 @@ import torch
 from builders import DATA, fact
 from test_methods import UNSUPERVISED, gradients
 
+from seg.infer.errors import Exit, SegError
 from seg.train import job
 from seg.train.augment import PLANES, WeakAugmentation, _affines, weak_augment
 from seg.train.loop import LoopConfig
@@ -297,6 +298,12 @@ def test_stacks_are_learnt(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["spec"]["dims"], config["spec"]["orientation"]) == (2, "slices")
     assert config["spec"]["spacing"] == [None, None, None]
+
+
+def test_only_square_windows_are_turned(tmp_path: Path) -> None:
+    with pytest.raises(SegError, match="rot90 with a window of 48 x 32 x 1") as caught:
+        train(tmp_path, iterations=1, window=(48, 32, 1))
+    assert caught.value.exit == Exit.USAGE
 
 
 def test_crossmatch_runs_on_stacks(tmp_path: Path) -> None:

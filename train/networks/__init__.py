@@ -54,8 +54,11 @@ def build_network(name: str, channels: int, classes: int, width: int, dropout: f
 
 
 def run_windows(network: nn.Module, x: Tensor) -> Tensor:
-    """(N, C, X, Y, Z) windows -> (N, K, X, Y, Z) logits; a network of two dimensions takes their slices as a batch."""
-    if cast(Network, network).dims == 3:
+    """(N, C, X, Y, Z) windows -> (N, K, X, Y, Z) logits; a network of two dimensions takes their slices as a batch.
+
+    Modules that are no `Network` take volumes.
+    """
+    if getattr(network, "dims", 3) == 3:
         logits: Tensor = network(x)
         return logits
     slices: Tensor = network(x.movedim(-1, 1).flatten(0, 1))
