@@ -1,7 +1,7 @@
 """Networks by name. A network has `encode`, `decode`, `forward`, and the class attributes `stride` and `dims`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, cast
+from typing import Protocol
 
 from torch import Tensor, nn
 
