@@ -1,6 +1,7 @@
 """Writing the mask of a scan in the form that was asked for: NIfTI, DICOM SEG of either kind, or DICOM RTSTRUCT."""
 
 import os
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from .artifact import Artifact
@@ -48,7 +49,7 @@ def write_mask(path: str, mask: Labels, scan: Scan, artifact: Artifact, form: Fo
 def keep_unless_equal(path: str, mask: Labels, scan: Scan, artifact: Artifact, form: Form) -> None:
     """A file without a record is ours if it is what would be written now; else it is somebody's work.
 
-    A DICOM object holds its time of making: its instance UID, made from everything else, stands for its content.
+    A DICOM object holds its time of making: it is made again for the time that the file tells.
 
     Raises
     ------
@@ -57,14 +58,25 @@ def keep_unless_equal(path: str, mask: Labels, scan: Scan, artifact: Artifact, f
     if form == "nifti":
         same = FileState.of([path]).sha256 == mask_sha256(path, mask, scan.header)
     else:
-        same = _instance(path) == str(mask_dataset(mask, scan, artifact, form).SOPInstanceUID)
+        from .dicom.derived import created, digest
+
+        made = created(path)
+        again = None if made is None else mask_dataset(mask, scan, artifact, form, made)
+        same = again is not None and FileState.of([path]).sha256 == digest(again)
     if not same:
         found, fix = "is there, and is not the mask of this run", "move it away, or use --overwrite"
         raise SegError("E-OUT-EXISTS", Exit.OUTPUT, path, found, fix)
 
 
-def mask_dataset(mask: Labels, scan: Scan, artifact: Artifact, form: Form) -> "Dataset":
-    """A mask of a DICOM scan as a DICOM object. Parameters as of `write_mask`; `form` is not "nifti"."""
+def mask_dataset(
+    mask: Labels, scan: Scan, artifact: Artifact, form: Form, created: datetime | None = None
+) -> "Dataset":
+    """A mask of a DICOM scan as a DICOM object. Parameters as of `write_mask`; `form` is not "nifti".
+
+    Parameters
+    ----------
+    created : local time that it tells; now, if not given.
+    """
     from .dicom.rtstruct import rtstruct_dataset
     from .dicom.segmentation import segmentation_dataset
 
@@ -72,9 +84,11 @@ def mask_dataset(mask: Labels, scan: Scan, artifact: Artifact, form: Form) -> "D
     labels = mask if scan.restore is None else scan.restore(mask)
     model_sha256 = FileState.of([artifact.path]).sha256
     if form == "rtstruct":
-        return rtstruct_dataset(scan.series, labels, artifact.spec, model_sha256=model_sha256)
+        return rtstruct_dataset(scan.series, labels, artifact.spec, model_sha256=model_sha256, created=created)
     kind: Kind = "LABELMAP" if form == "labelmap" else "BINARY"
-    return segmentation_dataset(scan.series, labels, artifact.spec, model_sha256=model_sha256, kind=kind)
+    return segmentation_dataset(
+        scan.series, labels, artifact.spec, model_sha256=model_sha256, kind=kind, created=created
+    )
 
 
 def about_codes(artifact: Artifact, form: Form) -> tuple[str, ...]:

@@ -211,6 +211,28 @@ def concept(code: Code) -> "CodedConcept":
     return CodedConcept(code.value, code.scheme, code.meaning)
 
 
+def created(path: str) -> datetime | None:
+    """When a file of ours says that it was made, None if it is no such file."""
+    from pydicom import dcmread
+
+    try:
+        header = dcmread(path, stop_before_pixels=True)
+        return datetime.strptime(header.InstanceCreationDate + header.InstanceCreationTime, "%Y%m%d%H%M%S")
+    except Exception:  # somebody's file may be anything
+        return None
+
+
+def digest(dataset: "Dataset") -> str:
+    """SHA-256 of the file that `save` would write."""
+    from io import BytesIO
+
+    from pydicom import dcmwrite
+
+    file = BytesIO()
+    dcmwrite(file, dataset, enforce_file_format=True)
+    return hashlib.sha256(file.getbuffer()).hexdigest()
+
+
 def save(path: str, dataset: "Dataset", series: DicomSeries, *, overwrite: bool) -> None:
     """Write a DICOM file, whole or not at all; the preamble is zero.
 

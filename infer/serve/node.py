@@ -63,6 +63,7 @@ class Node:
         self._config, self._queue, self._key = config, queue, key
         self._arrivals, self._metrics, self._clock = arrivals, metrics, clock
         self._networks = {peer.aet: networks(peer) for peer in config.peers}
+        self._before = settings.STORE_RECV_CHUNKED_DATASET, tempfile.tempdir
         settings.STORE_RECV_CHUNKED_DATASET = True  # objects go to a file piece by piece, not through memory,
         tempfile.tempdir = str(queue.incoming)  # and the file is where nobody else looks, not in /tmp
         self._server = self._listen()
@@ -75,6 +76,7 @@ class Node:
     def stop(self) -> None:
         """End all associations."""
         self._server.stop()
+        settings.STORE_RECV_CHUNKED_DATASET, tempfile.tempdir = self._before
 
     @property
     def port(self) -> int:
@@ -105,6 +107,7 @@ class Node:
                     (evt.EVT_C_ECHO, self._echo),
                     (evt.EVT_C_STORE, self._store),
                     (evt.EVT_DIMSE_SENT, self._answered),
+                    (evt.EVT_RELEASED, self._released),
                 ],
                 server_class=Server,
                 request_handler=Handler,
@@ -132,6 +135,9 @@ class Node:
         reader = self._server.readers.get(event.assoc)
         if reader is not None:
             reader.answered()
+
+    def _released(self, _: evt.Event) -> None:
+        self._arrivals.sweep()
 
     def _store(self, event: evt.Event) -> int:
         reason = ""

@@ -18,10 +18,15 @@ def run(config: Config) -> None:
         import pynetdicom  # noqa: F401
     except ImportError as error:
         raise missing_extra("pynetdicom or prometheus-client", "serve") from error
+    from .log import silence_libraries
     from .pipeline import PipelineSegmenter
     from .service import Service
 
+    silence_libraries()
     service = Service(config, PipelineSegmenter())
     service.start()
-    while True:  # the main thread is for signals
-        signal.pause()
+    try:
+        while True:  # the main thread is for signals
+            signal.pause()
+    finally:
+        service.arrivals.sweep()  # what ended in order before us needs no waiting at the next start

@@ -40,11 +40,11 @@ class Service:
         ------
         SegError : E-SERVE-STATE, E-SERVE-PORT, E-OUT-*, or what the segmenter raises for a model that it cannot load.
         """
-        log.silence_libraries()
         for model in sorted({rule.model for rule in config.rules}):
             segmenter.identity(model)
-        clock, arrivals = Clock(), Arrivals()
+        clock = Clock()
         self.config, self.queue = config, Queue(config.state)
+        self.arrivals = arrivals = Arrivals(self.queue, clock)
         self.queue.recover(config.limits.runs, clock())
         self.metrics = Metrics(self.queue)
         self.node = Node(config, self.queue, Key(config.state / "key"), arrivals, self.metrics, clock)

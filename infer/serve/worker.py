@@ -52,9 +52,7 @@ class Worker:
 
     def step(self) -> bool:
         """Do what is to be done next. False: there is nothing."""
-        for state, names in self._arrivals.ended().items():
-            if names:
-                self._queue.ended(names, state, self._clock())
+        self._arrivals.sweep()
         for series in self._queue.complete(self._config.waits, self._clock()):
             self._settle(series)
         job = self._queue.claim(self._clock())

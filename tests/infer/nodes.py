@@ -2,18 +2,17 @@
 
 import hashlib
 import json
-import os
 import shutil
 import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pynetdicom._config as settings
 import pytest
 from pydicom import Dataset, dcmread, dcmwrite
 from pydicom.dataset import FileMetaDataset
@@ -134,6 +133,22 @@ def associate(port: int, *, aet: str = "PACS", called: str = "SEG", **settings: 
     return ae.associate(LOOPBACK, port, ae_title=called, **settings)
 
 
+def raw_store(port: int, folder: Path, dataset: Dataset) -> int:
+    """C-STORE of what the library's own checks would not let through: the request's UID is always 1.2.3."""
+    dataset.file_meta.MediaStorageSOPInstanceUID, dataset.preamble = "1.2.3", bytes(128)
+    path = folder / "raw.dcm"
+    dcmwrite(path, dataset, enforce_file_format=False)
+    before, settings.STORE_SEND_CHUNKED_DATASET = settings.STORE_SEND_CHUNKED_DATASET, True
+    try:
+        association = associate(port)
+        status = int(association.send_c_store(path).Status)
+        association.release()
+    finally:
+        settings.STORE_SEND_CHUNKED_DATASET = before
+        path.unlink()
+    return status
+
+
 def wait_for(condition: Callable[[], Any], seconds: float = 90.0) -> Any:
     """The first true value of `condition`; fails after `seconds`."""
     until = time.monotonic() + seconds
@@ -222,17 +237,6 @@ def orthanc_missing() -> str:
     if shutil.which("Orthanc") is None or not plugin.exists():
         return "needs the Debian packages orthanc and orthanc-dicomweb (.ci/run installs them)"
     return ""
-
-
-@contextmanager
-def sent_away(name: str) -> Iterator[None]:
-    """An environment variable unset for the block."""
-    old = os.environ.pop(name, None)
-    try:
-        yield
-    finally:
-        if old is not None:
-            os.environ[name] = old
 
 
 class FakePacs:
