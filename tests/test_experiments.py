@@ -133,8 +133,8 @@ def test_a_failing_row_is_told_and_does_not_stop_the_others(run: Run, tmp_path: 
 @pytest.mark.parametrize(
     ("method", "found"),
     [
-        ("crossmatch:best", "choose from supervised, crossmatch"),
-        ("magic", "choose from supervised, crossmatch"),
+        ("crossmatch:best", "choose from supervised, ua_mt"),
+        ("magic", "choose from supervised, ua_mt"),
         ("supervised,ema", "'ema' is not NAME=VALUE"),
         ("crossmatch:paper,etta=0.1", "etta"),
         ("crossmatch:paper,eta=high", "eta is 'high'"),

@@ -173,7 +173,8 @@ def test_openvino_computes_in_int8(made: tuple[str, Quality, list[str]]) -> None
         if kind in ("Convolution", "Deconvolution"):
             kinds[node.get_rt_info()["runtimePrecision"].astype(str)] += 1
     floats = len(load(made[0]).spec.card["quantisation"]["float_layers"])
-    assert kinds["i8"] == 6 - floats, kinds
+    # which of the two is the processor's choice
+    assert kinds["i8"] + kinds["u8"] == 6 - floats, kinds
 
 
 def test_golden_pair_and_a_second_engine(made: tuple[str, Quality, list[str]], data: Path) -> None:

@@ -99,8 +99,8 @@ def test_weight_divides_between_labels_and_teacher() -> None:
         return distill(weight=weight).losses(batch, 0)
 
     hard, half, soft = run(0.0), run(0.5), run(1.0)
-    assert soft["supervised"].item() == hard["divergence"].item() == hard["dice"].item() == 0.0
-    for name, full in (("supervised", hard), ("divergence", soft), ("dice", soft)):
+    assert soft["supervised"].item() == hard["divergence"].item() == hard["imitation"].item() == 0.0
+    for name, full in (("supervised", hard), ("divergence", soft), ("imitation", soft)):
         assert half[name].item() == pytest.approx(full[name].item() / 2)
 
 
@@ -112,7 +112,7 @@ def test_unlabelled_crops_teach_too() -> None:
     a, b = method.losses(batch, 0), method.losses(other, 0)
     assert torch.equal(a["supervised"], b["supervised"])
     assert not torch.equal(a["divergence"], b["divergence"])
-    assert not torch.equal(a["dice"], b["dice"])
+    assert not torch.equal(a["imitation"], b["imitation"])
 
 
 def test_a_student_becomes_its_teacher_without_a_label() -> None:
@@ -162,7 +162,7 @@ def test_a_distilled_run_exports_without_its_teacher(root: Path, tmp_path: Path,
     assert {k: config["spec"][k] for k in ("spacing", "normalisation", "labels", "window")} == {
         k: of["spec"][k] for k in ("spacing", "normalisation", "labels", "window")
     }
-    assert set(json.loads((root / name / "metrics.jsonl").read_text().splitlines()[-1])) >= {"divergence", "dice"}
+    assert set(json.loads((root / name / "metrics.jsonl").read_text().splitlines()[-1])) >= {"divergence", "imitation"}
     (root / teacher).rename(tmp_path / "away")
     try:
         student, spec = load_run(root / name)

@@ -15,12 +15,14 @@ from test_methods import UNSUPERVISED, gradients
 from seg.infer.errors import Exit, SegError
 from seg.train import job
 from seg.train.augment import PLANES, WeakAugmentation, _affines, weak_augment
+from seg.train.config import Engine
 from seg.train.loop import LoopConfig
-from seg.train.methods import METHODS, PRESETS, PRESETS_2D, SLICES, Batch, Method, default_options
+from seg.train.methods import METHODS, PRESETS, PRESETS_2D, SLICES, Batch, Distill, Method, default_options
 from seg.train.methods.crossmatch import CrossMatch, preset
 from seg.train.networks import run_windows
 from seg.train.networks.unet import UNet2d
 from seg.train.plan import plan
+from seg.train.processes import Processes
 from seg.train.sampling import Sample, draw
 from seg.train.settings import Settings, override
 from seg.train.strong import bias_field, cutmix_boxes, gaussian_blur, strong_view
@@ -147,7 +149,10 @@ def slices(config: object, classes: int = 4, seed: int = 0) -> Batch:
 def build(name: str, row: str | None) -> Method:
     torch.manual_seed(0)
     config = override(METHODS[name].Config(), default_options(name, row, 2), "method")
-    return METHODS[name](UNet2d(classes=4, width=2), config, 100).train()
+    method = METHODS[name](UNet2d(classes=4, width=2), config, 100).train()
+    if isinstance(method, Distill):
+        method.teacher = torch.no_grad()(UNet2d(classes=4, width=2).eval())
+    return method
 
 
 @pytest.mark.parametrize(("name", "row"), ALL)
@@ -318,7 +323,7 @@ def test_crossmatch_runs_on_stacks(tmp_path: Path) -> None:
 def test_acdc_is_planned_on_its_own_grid() -> None:
     said: list[str] = []
     settings = Settings((str(DATA / "ACDC"),), "run", network="unet2d", method="crossmatch", labeled=3, device="cpu")
-    prepared = job.prepare_job(settings, said.append, torch.device("cpu"))
+    prepared = job.prepare_job(settings, said.append, Engine(torch.device("cpu"), torch.float32, False, Processes()))
     spec = prepared.spec
     assert (spec.dims, spec.orientation, spec.spacing) == (2, "slices", (None, None, None))
     assert (spec.window[2], spec.stride, len(spec.labels)) == (1, (16, 16, 1), 4)

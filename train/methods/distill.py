@@ -62,7 +62,7 @@ class Distill(Method):
         return {
             "supervised": (1 - cfg.weight) * supervised_loss(z[: len(batch.x)], batch.y),
             "divergence": soft * divergence(z, t, cfg.temperature),
-            "dice": soft * imitation_dice(z, t),
+            "imitation": soft * imitation_dice(z, t),
         }
 
     def after_step(self, step: int) -> None:
