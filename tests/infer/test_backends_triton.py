@@ -209,15 +209,16 @@ def test_killed_in_a_scan_then_continued(
     process = subprocess.Popen(command(*line), stderr=subprocess.PIPE, text=True)
     wait_for(masks / "0.nii.gz")
     started.unlink()
-    wait_for(started)  # the second scan is in work
+    wait_for(started)  # the second scan is in work, or the third where the second began before its mark was removed
     server.kill()
     _, said = process.communicate(timeout=60)
     assert process.returncode == 40, said
     errors = [text for text in said.splitlines() if text.startswith("seg-infer: error ")]
-    assert len(errors) == 2
+    made = sorted(path.name for path in masks.glob("*.nii.gz"))
+    assert made in (["0.nii.gz"], ["0.nii.gz", "1.nii.gz"])
+    assert len(errors) == 3 - len(made)
     assert all("E-TRITON" in text and "--continue" in text for text in errors), said
     assert "Traceback" not in said
-    assert sorted(path.name for path in masks.glob("*.nii.gz")) == ["0.nii.gz"]
 
     first = os.stat(masks / "0.nii.gz").st_mtime_ns
     server.start()
@@ -225,7 +226,7 @@ def test_killed_in_a_scan_then_continued(
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in masks.glob("*.nii.gz")) == ["0.nii.gz", "1.nii.gz", "2.nii.gz"]
     assert os.stat(masks / "0.nii.gz").st_mtime_ns == first
-    assert "1 skipped" in done.stderr
+    assert f"{len(made)} skipped" in done.stderr
     json.loads((tmp_path / "report.json").read_text())
 
 
