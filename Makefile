@@ -33,6 +33,8 @@ $(DEMO)/installed: pyproject.toml constraints.txt
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python $(INSTALL) --editable ".[train,codecs,dicomweb,rtstruct,serve,dev]"
+	# A Triton server for its tests, which skip without it. The wheel asks for NumPy 1 for a part that is not used.
+	-$(VENV)/bin/python $(INSTALL) --no-deps nvidia-pytriton
 	touch $@
 
 clean:

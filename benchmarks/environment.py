@@ -115,7 +115,7 @@ def machine(command: Sequence[str] = ()) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": versions(),
-        "commit": _commit(),
+        "commit": commit(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "command": " ".join(_public(word) for word in command or sys.argv),
     }
@@ -138,7 +138,7 @@ def _cpuinfo(field: str) -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
 
 
-def _commit() -> str:
+def commit() -> str:
     """Short commit, with + when files differ from it; "" outside a repository."""
 
     def git(*words: str) -> str:

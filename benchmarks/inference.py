@@ -264,11 +264,13 @@ def load_ours(name: str, bundle: Path, shared: dict[str, Any], threads: int) -> 
 
     path = str(bundle / ("int8.onnx" if name == "ours-int8" else "model.onnx"))
     spec = replace(load(path).spec, spacing=(None,) * 3, normalisation=Normalisation("fixed"), tiling="free")
-    backend = open_backend("openvino", path, precision="bf16" if name == "ours-bf16" else "fp32", threads=threads)
     volume = Volume(np.load(bundle / "x.npy"), np.eye(4))
     options = TilingOptions(tuple(shared["window"]), 0.5) if name == "ours-windows" else TilingOptions()
-    windows = choose_tiling(volume.shape, spec, options).windows
-    return lambda: (segment(volume, spec, backend, options), windows)
+    tiling = choose_tiling(volume.shape, spec, options)
+    precision = "bf16" if name == "ours-bf16" else "fp32"
+    shape = (1, len(spec.channels), *tiling.window)  # seg-infer knows it from the header, before it loads the network
+    backend = open_backend("openvino", path, precision=precision, threads=threads, shape=shape)
+    return lambda: (segment(volume, spec, backend, options), tiling.windows)
 
 
 def load_torch(name: str, bundle: Path, shared: dict[str, Any], threads: int) -> Segment:

@@ -2,8 +2,8 @@
 
 Every artifact segments the validation scans of its data set through the path that ships (artifact, OpenVINO backend,
 `predict.segment`), and its masks are scored at the scans' own grid: Dice, Jaccard, 95 % Hausdorff distance and average
-surface distance in mm (medpy's definitions), per class and their mean. The JSON file holds every case. Prints rows for
-the README.
+surface distance in mm (medpy's definitions; in voxels where the data do not tell their size), per class and their mean.
+The JSON file holds every case. Prints rows for the README.
 
 Data: the folder in SEG_DATA, else ../shared/data beside the project; a data set is found by the model's name. With
 --data, one folder with images/, labels/ and splits.json for all artifacts given.
@@ -21,7 +21,7 @@ from typing import Any
 
 import environment as env
 
-DATASETS = {"left-atrium": "LA", "hippocampus": "hippocampus"}  # model name -> folder
+DATASETS = {"left-atrium": "LA", "short-axis": "ACDC"}  # model name -> folder, where it is another
 METRICS = ("dice", "jaccard", "hd95", "asd")
 
 
@@ -54,7 +54,7 @@ def main() -> None:
             label = f"{artifact.spec.name} {artifact.spec.card.get('precision', 'fp32')}"
             content[label if label not in content else f"{label} ({Path(name).stem})"] = found
             rows += table_rows(label, found)
-    columns = ("model", "scans", "class", "Dice", "Jaccard", "95HD mm", "ASD mm", "s a scan", "MB")
+    columns = ("model", "scans", "class", "Dice", "Jaccard", "95HD", "ASD", "s a scan", "MB")
     text = env.table(columns, rows)
     env.report("models", {"models": content}, text, None if options.smoke else options.results)
 
@@ -73,8 +73,10 @@ def evaluate(artifact: Any, data: Path, options: argparse.Namespace) -> dict[str
     spec = artifact.spec
     backend = open_backend("openvino", artifact.path, precision=options.precision, threads=options.threads)
     cases: dict[str, Any] = {}
-    for case in json.loads((data / "splits.json").read_text())["val"]:
-        scan = read(str(data / "images" / f"{case}.nii.gz")).volume
+    known = True
+    for case in validation_cases(data):
+        image = read(str(data / "images" / f"{case}.nii.gz"))
+        scan, known = image.volume, known and image.header.size_known
         truth = np.rint(read(str(data / "labels" / f"{case}.nii.gz")).volume.intensities()[0]).astype(np.int64)
         began = time.perf_counter()
         mask = segment(scan, spec, backend, flips=options.flips)
@@ -92,11 +94,20 @@ def evaluate(artifact: Any, data: Path, options: argparse.Namespace) -> dict[str
         "data": data.name,
         "precision": options.precision,
         "flips": options.flips,
+        "unit": "mm" if known else "voxel",
         "megabytes": Path(artifact.path).stat().st_size / 1e6,
         "seconds": median(case["seconds"] for case in cases.values()),
         "means": means,
         "cases": cases,
     }
+
+
+def validation_cases(data: Path) -> list[str]:
+    """Names of the scans that splits.json holds out; it names scans or patients."""
+    from seg.train.cases import discover
+
+    held = set(json.loads((data / "splits.json").read_text())["val"])
+    return [case.id for case in discover([str(data)]).cases if {case.id, case.patient} & held]
 
 
 def _dice(case: dict[str, Any]) -> str:
@@ -106,13 +117,14 @@ def _dice(case: dict[str, Any]) -> str:
 def table_rows(label: str, found: dict[str, Any]) -> list[list[str]]:
     """One row a class, and one for their mean."""
     count, size, seconds = str(len(found["cases"])), f"{found['megabytes']:.1f}", f"{found['seconds']:.2f}"
+    unit = found["unit"]
     return [
         [
             label,
             count,
             name,
             *(f"{m[k]:.4f}" for k in METRICS[:2]),
-            *(f"{m[k]:.2f}" for k in METRICS[2:]),
+            *(f"{m[k]:.2f} {unit}" for k in METRICS[2:]),
             seconds,
             size,
         ]

@@ -1,6 +1,8 @@
 """seg-export: from a trained run to one self-describing file."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
 
     from seg.infer.spec import ModelSpec
 
+    from .triton import TritonBackendName
+
 CARD_ENTRIES = ("data", "license", "limits")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -20,8 +24,12 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def seg_export(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder that seg-train wrote.")],
-    output: Annotated[str, typer.Option("-o", "--output", metavar="MODEL.onnx", help="File to write.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder that seg-train wrote; for --triton and --bundle also an exported file or a shipped model.")],
+    output: Annotated[str | None, typer.Option("-o", "--output", metavar="MODEL.onnx", help="File to write.", show_default=False)] = None,
+    triton: Annotated[str | None, typer.Option(metavar="DIR", help="Add the model to a Triton server's model repository.")] = None,
+    triton_backend: Annotated[Literal["onnxruntime", "python", "tensorrt"], typer.Option(help="What runs it there: the server's ONNX Runtime, our engine in its Python backend, or its TensorRT (for a plan).")] = "onnxruntime",
+    triton_half: Annotated[bool, typer.Option("--triton-half", help="Half the traffic, in float16; python backend.")] = False,
+    bundle: Annotated[str | None, typer.Option(metavar="DIR", help="Write a MONAI bundle, which runs without seg-toolkit.")] = None,
     card: Annotated[str | None, typer.Option(metavar="FILE.toml", help="Entries for the model card: data, license, limits.")] = None,
     features: Annotated[bool, typer.Option("--features", help="Offer the features too: less memory with many classes.")] = False,
     precision: Annotated[Literal["fp32", "fp16", "int8"], typer.Option(help="fp16 is half the size; int8 a quarter and faster on CPUs, it needs --calibration.")] = "fp32",
@@ -33,14 +41,23 @@ def seg_export(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     version: version_option = False,
 ) -> None:  # fmt: skip
-    """Export the student network to ONNX, proven against torch before it is kept."""
+    """Export the student network to ONNX, proven against torch before it is kept, or hand a model to a server."""
     with guarded("seg-export", debug):
         int8 = None
         if precision == "int8" and calibration is not None:
             int8 = Int8(calibration, scans, verify)
         elif precision == "int8" or calibration is not None or verify is not None:
             raise typer.BadParameter("--precision int8 and --calibration DIR go together; --verify DIR needs them")
-        _export(run, output, card, features, precision == "fp16", int8, overwrite, quiet)
+        if sum(target is not None for target in (output, triton, bundle)) != 1:
+            raise typer.BadParameter("give one of -o MODEL.onnx, --triton DIR and --bundle DIR")
+        if output is not None:
+            _export(source, output, card, features, precision == "fp16", int8, overwrite, quiet)
+            return
+        with _artifact(source, (card, features, precision == "fp16", int8)) as path:
+            if triton is not None:
+                _to_triton(path, triton, triton_backend, triton_half, overwrite, quiet)
+            elif bundle is not None:
+                _to_bundle(path, bundle, quiet)
 
 
 @dataclass(frozen=True)
@@ -84,6 +101,45 @@ def _export(
             file=sys.stderr,
         )
         print(f"next: seg-infer scan.nii.gz -o mask.nii.gz -m {output}", file=sys.stderr)
+
+
+@contextmanager
+def _artifact(source: str, options: tuple[str | None, bool, bool, Int8 | None]) -> Iterator[str]:
+    """Path of the artifact that SOURCE is, or of one that is exported from the run that it is."""
+    import os
+    import tempfile
+
+    from seg.infer.artifact import resolve
+
+    if os.path.isdir(source):
+        with tempfile.TemporaryDirectory(prefix="seg-export-") as folder:
+            path = os.path.join(folder, "model.onnx")
+            _export(source, path, *options, overwrite=False, quiet=True)
+            yield path
+    elif any(options):
+        raise typer.BadParameter("--card, --features and --precision are for runs; this model is exported already")
+    else:
+        yield resolve(source)
+
+
+def _to_triton(path: str, folder: str, backend: "TritonBackendName", half: bool, overwrite: bool, quiet: bool) -> None:
+    from .triton import write_model_repository
+
+    model = write_model_repository(path, folder, backend, half=half, overwrite=overwrite)
+    if not quiet:
+        say(f"{folder}: the model {model} for the backend {backend}")
+        say(f"next: tritonserver --model-repository {folder}")
+        say(f"      seg-infer scan.nii.gz -o mask.nii.gz -m {model} --triton localhost:8001")
+
+
+def _to_bundle(path: str, folder: str, quiet: bool) -> None:
+    from .bundle import write_bundle
+
+    write_bundle(path, folder)
+    if not quiet:
+        say(
+            f"next: see {folder}/docs/README.md, or python -m monai.bundle run --config_file {folder}/configs/inference.json"
+        )
 
 
 def _card_entries(path: str) -> dict[str, str]:

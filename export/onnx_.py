@@ -23,6 +23,7 @@ from seg.infer.classes import Head
 from seg.infer.errors import Exit, SegError
 from seg.infer.selftest import golden_error
 from seg.infer.spec import ModelSpec
+from seg.train.networks import run_windows
 
 from . import fp16
 from .cost import cost_of
@@ -54,7 +55,8 @@ def export(
 
     Parameters
     ----------
-    module : (N, C, X, Y, Z) -> (N, K, X, Y, Z) logits, in evaluation mode after this call, on the CPU, float32.
+    module : network with (N, C, X, Y, Z) -> (N, K, X, Y, Z) logits, or without Z in two dimensions; in evaluation mode
+        after this call, on the CPU, float32.
     path : where the .onnx file goes; it appears there only once it is verified.
     features : offer the features before the last layer as a second output (see `head`).
     half : weights and activations in float16 (see `fp16`).
@@ -124,7 +126,7 @@ def verify(module: nn.Module, path: str, shapes: Sequence[Sequence[int]], engine
         for number, shape in enumerate(shapes):
             x = _noise((2, len(artifact.spec.channels), *shape), seed=number)
             with torch.inference_mode():
-                expected = module(torch.from_numpy(x)).numpy()
+                expected = run_windows(module, torch.from_numpy(x)).numpy()
             found = backend.run(x)
             worst = max(worst, golden_error(found, expected))
             equal = min(equal, float((found.argmax(1) == expected.argmax(1)).mean()))
@@ -140,21 +142,21 @@ def _noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 def _larger(spec: ModelSpec) -> tuple[int, ...]:
     """A second test shape, different along every axis."""
-    return tuple(s * (n + 1) if s > 1 else 1 for n, s in enumerate(spec.stride, start=2))
+    return tuple(s * (n + 1) for n, s in enumerate(spec.stride, start=2))
 
 
 def _golden(module: nn.Module, spec: ModelSpec) -> Golden:
     shape = (1, len(spec.channels), *(s * GOLDEN_EXTENT if s > 1 else 1 for s in spec.stride))
     x = _noise(shape, seed=2024).astype(np.float16)
     with torch.inference_mode():
-        logits = module(torch.from_numpy(x.astype(np.float32))).numpy()
+        logits = run_windows(module, torch.from_numpy(x.astype(np.float32))).numpy()
     return Golden(x, logits)
 
 
 def _convert(module: nn.Module, spec: ModelSpec) -> onnx.ModelProto:
     """torch.export -> ONNX opset 21 with dynamic batch and spatial axes."""
-    sample = torch.zeros((2, len(spec.channels), *(2 * s for s in spec.stride)))
-    axes = {0: torch.export.Dim.DYNAMIC, **{2 + a: torch.export.Dim.DYNAMIC for a in range(3)}}
+    sample = torch.zeros((2, len(spec.channels), *(2 * s for s in spec.stride[: spec.dims])))
+    axes = {0: torch.export.Dim.DYNAMIC, **{2 + a: torch.export.Dim.DYNAMIC for a in range(spec.dims)}}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports optional packages that we do not use
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from seg.infer.spec import ModelSpec
-from seg.train.job import trained_method
+from seg.train.config import trained_method
 from seg.train.run import read_json
 
 NOTICE = "Research software, not a medical device."
@@ -38,6 +38,7 @@ def load_run(folder: Path, card: dict[str, Any] | None = None) -> tuple[nn.Modul
         "labeled": len(split["labeled"]),
         "unlabeled": len(split["unlabeled"]) if config["method"]["options"]["unlabeled_batch"] else 0,
         "data_sha256": config["data"],
+        **({"teacher": config["teacher"]} if "teacher" in config else {}),
     }
     summary = _summary(read_json(folder / "validation.json"), state["step"], loop["iterations"])
     entries = {"license": config["license"], "notice": NOTICE, "training": training, "validation": summary}
@@ -61,7 +62,8 @@ def _summary(validation: dict[str, Any] | None, step: int, planned: int) -> dict
     """
     if validation is None or validation.get("step", planned) != step:
         return {}
-    return {"scans": len(validation["cases"]), "mean": _rounded(validation["mean"])}
+    unit = validation.get("unit", "mm")
+    return {"scans": len(validation["cases"]), "mean": _rounded(validation["mean"]), "unit": unit}
 
 
 def _rounded(mean: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .backends import TRITON
 from .classes import Head
 from .errors import Exit, SegError
 from .spec import ModelSpec
@@ -82,7 +83,7 @@ class Artifact:
 
 
 def resolve(model: str | None, precision: str = "fp32", device: str = "auto") -> str:
-    """A name (``hippocampus``) or a path -> the file's path; None is the default model.
+    """A name (``hippocampus``) or a path -> the file's path; None is the default model. A served model is its own path.
 
     A shipped model may have an int8 form beside its fp32 one. "int8" asks for it; "auto" takes it on the CPU, where the
     measured loss in Dice allowed shipping it.
@@ -98,7 +99,7 @@ def resolve(model: str | None, precision: str = "fp32", device: str = "auto") ->
             raise SegError("E-MODEL-MISSING", Exit.MODEL, name, "has no int8 form", "use --precision fp32")
         wanted = precision == "int8" or (precision == "auto" and device in ("auto", "cpu"))
         return str(small if wanted and small.is_file() else shipped)
-    if os.path.isfile(name):
+    if os.path.isfile(name) or name.startswith(TRITON):
         return name
     raise SegError(
         "E-MODEL-MISSING",
@@ -120,12 +121,16 @@ def shipped_forms(name: str) -> list[str]:
 
 
 def load(path: str) -> Artifact:
-    """Read and check an artifact: an ONNX file, or a TensorRT plan or torch program that this tool built.
+    """Read and check an artifact: an ONNX file, a TensorRT plan or torch program that this tool built, a served model.
 
     Raises
     ------
     SegError : E-MODEL-FORMAT when it is not one of ours, E-MODEL-TAMPERED when the graph is not the one the spec names.
     """
+    if path.startswith(TRITON):
+        from .backends.triton_ import load_served
+
+        return load_served(path)
     if path.endswith((".engine", ".plan")):
         from .backends.engine_file import load_engine
 

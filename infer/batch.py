@@ -7,17 +7,19 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from .artifact import Artifact, load, resolve
-from .backends import Backend, engine_for
+from .artifact import DEFAULT_MODEL, Artifact, load, resolve
+from .backends import TRITON, Backend, engine_for
 from .compute import ComputeOptions, load_network, plan_header, stored_precision
 from .console import say
 from .display import Display
 from .errors import Exit, SegError, printable
 from .inputs import Batch, Form, Job, plan_jobs
 from .manifest import Finished, Manifest
+from .nifti import NiftiHeader
 from .outputs import plan_previews, plan_sides
-from .pipeline import Extras, ReadOptions, process
+from .pipeline import Extras, process
 from .plan import PROTOCOLS, TilingOptions
+from .reading import ReadOptions, inspect
 from .report import Report, write_statistics
 from .result import Result
 
@@ -32,6 +34,7 @@ class Request:
     output: str
     lists: list[str] = field(default_factory=list)
     model: str | None = None
+    triton: list[str] = field(default_factory=list)
     device: str = "auto"
     computing: ComputeOptions = field(default_factory=ComputeOptions)
     reading: ReadOptions = field(default_factory=ReadOptions)
@@ -94,7 +97,7 @@ def run(request: Request) -> int:
 def _run(request: Request, report: Report) -> int:
     batch = _plan(request)
     report.jobs = batch.jobs
-    artifact = load(resolve(request.model, request.computing.precision, request.device))
+    artifact = _served(request) if request.triton else _local(request)
     _refuse_precision(artifact, request)
     report.spec = artifact.spec
     if request.model is None and not request.quiet:
@@ -120,7 +123,7 @@ def _run(request: Request, report: Report) -> int:
     with Display(len(batch.jobs), len(results), request.quiet, request.debug) as display:
         if todo:
             with (
-                _loading(artifact, request) as backend,
+                _loading(artifact, request, todo) as backend,
                 closing(process(todo, artifact, backend, request.computing, extras, request.reading)) as done,
             ):
                 for result in done:
@@ -133,25 +136,38 @@ def _run(request: Request, report: Report) -> int:
     return _status(ordered)
 
 
+def _local(request: Request) -> Artifact:
+    return load(resolve(request.model, request.computing.precision, request.device))
+
+
+def _served(request: Request) -> Artifact:
+    """The model on the Triton servers. With -m FILE it must be that file's; a name is the name it is served under."""
+    model = request.model or DEFAULT_MODEL
+    mine = load(model).spec if os.path.isfile(model) else None
+    name = model if mine is None else mine.name
+    artifact = load(f"{TRITON}{','.join(request.triton)}/{name}")
+    if mine is not None and mine.graph_sha256 != artifact.spec.graph_sha256:
+        found, fix = f"{artifact.path} is another network", "serve this file, or give the served model's name with -m"
+        raise SegError("E-MODEL-OTHER", Exit.MODEL, model, found, fix)
+    return artifact
+
+
 def _refuse_precision(artifact: Artifact, request: Request) -> None:
     """An artifact computes as it was exported: fp32 and int8 are forms of the file, not switches of the engine."""
     asked, stored = request.computing.precision, stored_precision(artifact.spec)
-    if asked in ("fp32", "int8") and artifact.path.endswith(".onnx") and asked != stored:
+    fixed = artifact.path.endswith(".onnx") or artifact.path.startswith(TRITON)
+    if asked in ("fp32", "int8") and fixed and asked != stored:
         found, fix = f"is an {stored} artifact", f"use --precision {stored}, or the {asked} form of the model"
         raise SegError("E-PRECISION", Exit.MODEL, artifact.path, found, fix, asked)
 
 
 def _dry_run(batch: Batch, artifact: Artifact, request: Request) -> int:
     """Print the plan of every scan, from its header; nothing is loaded, computed or written."""
-    from .reading import inspect
-
     results = []
     for job in batch.jobs:
         result = Result(job)
         try:
-            header = inspect(job, request.reading, artifact.spec)
-            if request.reading.volume is not None and not job.dicom:
-                header = replace(header, channels=1)
+            header = _inspect(job, artifact, request)
             plan = plan_header(header, artifact, request.computing, at_a_time=min(3, len(batch.jobs)))
             result.plan = plan.as_dict()
             print(f"{printable(job.scan)}: {plan.describe()}")
@@ -218,15 +234,35 @@ def _sides_are_there(job: Job, previews: dict[str, str], probabilities: bool) ->
 
 
 @contextmanager
-def _loading(artifact: Artifact, request: Request) -> Iterator["Future[Backend]"]:
+def _loading(artifact: Artifact, request: Request, todo: list[Job]) -> Iterator["Future[Backend]"]:
     """The network, loading in a thread of its own; after an exception nobody waits for it."""
     pool = ThreadPoolExecutor(1, "load")
+    shape = None
+    if len(todo) == 1 and not todo[0].dicom:  # whose headers take as long as they save
+        shape = _expected_shape(todo[0], artifact, request)
     try:
-        yield pool.submit(load_network, artifact, request.device, request.computing)
+        yield pool.submit(load_network, artifact, request.device, request.computing, shape)
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()
+
+
+def _expected_shape(job: Job, artifact: Artifact, request: Request) -> tuple[int, ...] | None:
+    """(1, C, X, Y, Z) of the windows of a scan; None where reading it will say what is wrong."""
+    try:
+        plan = plan_header(_inspect(job, artifact, request), artifact, request.computing)
+    except SegError:
+        return None
+    return 1, len(artifact.spec.channels), *plan.tiling.window
+
+
+def _inspect(job: Job, artifact: Artifact, request: Request) -> NiftiHeader:
+    """The header, as reading the scan will find it."""
+    header = inspect(job, request.reading, artifact.spec)
+    if request.reading.volume is not None and not job.dicom:
+        header = replace(header, channels=1)
+    return header
 
 
 def _status(results: list[Result]) -> int:

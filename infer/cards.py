@@ -28,20 +28,27 @@ def _model(forms: list[str]) -> str:
 def card_text(spec: ModelSpec) -> str:
     """What a user should know of a model, from its own metadata."""
     card: dict[str, Any] = spec.card
-    training, mean = card.get("training", {}), card.get("validation", {}).get("mean", {})
-    grid = " x ".join("own" if s is None else f"{s:g}" for s in spec.spacing)
+    training, validation = card.get("training", {}), card.get("validation", {})
+    mean, unit = validation.get("mean", {}), validation.get("unit", "mm")
     rows = [
         ("classes", ", ".join(f"{v} {n}" for v, n in zip(spec.label_values, spec.labels, strict=True))),
-        ("input", f"{', '.join(spec.channels)}; network grid {grid} mm"),
+        ("input", f"{', '.join(spec.channels)}; {_grid(spec)}"),
         ("data", card.get("data")),
         ("licence", card.get("license")),
         ("training", _training(training) if training else None),
-        *((f"{label}", _figures(m)) for label, m in mean.items()),
+        *((f"{label}", _figures(m, unit)) for label, m in mean.items()),
         ("limits", card.get("limits")),
         ("note", card.get("notice")),
     ]
     title = spec.name + (" (default)" if spec.name == DEFAULT_MODEL else "")
     return "\n".join([title, *(f"  {name:<16} {text}" for name, text in rows if text)])
+
+
+def _grid(spec: ModelSpec) -> str:
+    slices = "slices as they are stored" if spec.orientation == "slices" else "axial slices" if spec.dims == 2 else ""
+    spacing = " x ".join("own" if s is None else f"{s:g}" for s in spec.spacing)
+    grid = f"network grid {spacing} mm" if any(spec.spacing) else "on the scan's own grid"
+    return f"{slices}, {grid}" if slices else grid
 
 
 def _training(training: dict[str, Any]) -> str:
@@ -52,7 +59,8 @@ def _training(training: dict[str, Any]) -> str:
     )
 
 
-def _figures(mean: dict[str, float]) -> str:
+def _figures(mean: dict[str, float], unit: str) -> str:
     return (
-        f"Dice {mean['dice']:.3f}, Jaccard {mean['jaccard']:.3f}, 95HD {mean['hd95']:.2f} mm, ASD {mean['asd']:.2f} mm"
+        f"Dice {mean['dice']:.3f}, Jaccard {mean['jaccard']:.3f}, "
+        f"95HD {mean['hd95']:.2f} {unit}, ASD {mean['asd']:.2f} {unit}"
     )

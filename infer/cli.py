@@ -88,6 +88,7 @@ def seg_infer(
     inputs: Annotated[list[str] | None, typer.Option("-i", "--input", metavar="SCAN", help="The same as SCAN; may be repeated.")] = None,
     lists: Annotated[list[str] | None, typer.Option("--from", metavar="FILE", help="Text with one scan a line, and after a tab, if wanted, the mask's name; may be repeated.")] = None,
     model: Annotated[str | None, typer.Option("-m", "--model", help="Name from --models, or a file that seg-export wrote.  [default: left-atrium]", show_default=False)] = None,
+    triton: Annotated[list[str] | None, typer.Option(metavar="HOST:PORT", help="Compute on a Triton server that has the model (gRPC port); repeat for several servers.")] = None,
     device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu or cuda:N.")] = "auto",
     precision: Annotated[Literal["auto", "fp32", "bf16", "int8"], typer.Option(help="auto: as the model was exported; a shipped model's int8 form on the CPU.")] = "auto",
     max_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Bound on the process, like 4G. Default: what is free.")] = None,
@@ -108,6 +109,7 @@ def seg_infer(
     volume: Annotated[int | None, typer.Option(min=0, metavar="K", help="Take volume K (from 0) of a 4D file.")] = None,
     prefer: Annotated[Literal["sform", "qform"] | None, typer.Option(help="Which form to believe where sform and qform disagree.")] = None,
     nonfinite: Annotated[Literal["refuse", "zero"], typer.Option(help="What to do with NaN and infinite voxels.")] = "refuse",
+    force_intensity: Annotated[bool, typer.Option("--force-intensity", help="Segment a scan whose intensities do not look like those the model was trained on.")] = False,
     series: Annotated[str | None, typer.Option("--series", metavar="WHICH", help="Of a DICOM folder with several series: number, UID, auto (the one that suits the model) or all.")] = None,
     time_point: Annotated[int | None, typer.Option(min=1, metavar="N", help="Take time point N (from 1) of a DICOM time series.")] = None,
     resample_tilt: Annotated[bool, typer.Option("--resample-tilt", help="Straighten DICOM series of a tilted gantry instead of refusing them.")] = False,
@@ -142,8 +144,11 @@ def seg_infer(
             output,
             lists or [],
             model=model,
+            triton=triton or [],
             device=device,
-            computing=ComputeOptions(tiling, precision, threads, memory, tta, largest_component, save_probabilities),
+            computing=ComputeOptions(
+                tiling, precision, threads, memory, tta, largest_component, save_probabilities, force_intensity
+            ),
             reading=ReadOptions(max_voxels, nonfinite, volume, prefer, series, time_point, resample_tilt),
             form=form,
             statistics=statistics,

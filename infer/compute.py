@@ -3,7 +3,7 @@
 import resource
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from .artifact import Artifact
 from .backends import ONNX_ENGINES, Backend, engine_for, open_backend
 from .components import keep_largest
 from .errors import Exit, SegError
+from .intensity import check_intensities
 from .machine import available_memory, usable_threads
 from .nifti import NiftiHeader
 from .plan import Plan, TilingOptions, plan_scan
@@ -31,9 +32,10 @@ class ComputeOptions:
     precision : "auto" computes in the precision of the artifact, and takes a shipped model's int8 form on the CPU.
     threads : 0 takes all that the process may use.
     max_memory : bytes the process may use, None: what is free.
-    mirror : average over the eight mirrorings.
+    mirror : average over the eight mirrorings (2D: four).
     largest_component : keep the largest connected part of each class.
     probabilities : keep the probability of each class too.
+    force_intensity : compute even where the intensities cannot be those the model was made for.
     """
 
     tiling: TilingOptions = field(default_factory=TilingOptions)
@@ -43,6 +45,7 @@ class ComputeOptions:
     mirror: bool = False
     largest_component: bool = False
     probabilities: bool = False
+    force_intensity: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +68,21 @@ def blends_features(artifact: Artifact, options: ComputeOptions) -> bool:
     return head is not None and head.weight.shape[1] < head.weight.shape[0] and options.tiling.blend == "logit"
 
 
-def load_network(artifact: Artifact, device: str, options: ComputeOptions) -> Backend:
-    """The network of an artifact, ready to compute as the options ask. Raises SegError as `open_backend`."""
+def load_network(
+    artifact: Artifact, device: str, options: ComputeOptions, shape: tuple[int, ...] | None = None
+) -> Backend:
+    """The network of an artifact, ready to compute as the options ask. Raises SegError as `open_backend`.
+
+    Parameters
+    ----------
+    shape : (N, C, X, Y, Z) of the windows, where it is known that all have it.
+    """
     engine = engine_for(artifact.path, device)
     output = "features" if blends_features(artifact, options) else "logits"
     precision = "bf16" if options.precision == "bf16" else "fp32" if engine in ONNX_ENGINES else "auto"
-    settings = {"precision": precision, "threads": options.threads, "output": output}
+    settings: dict[str, Any] = {"precision": precision, "threads": options.threads, "output": output}
+    if engine == "openvino":
+        settings["shape"] = shape
     return open_backend(engine, artifact.path, device, **settings)
 
 
@@ -114,7 +126,7 @@ def plan_header(header: NiftiHeader, artifact: Artifact, options: ComputeOptions
         features=width is not None,
         precision="bf16" if options.precision == "bf16" else stored_precision(artifact.spec),
         threads=options.threads or usable_threads(),
-        passes=8 if options.mirror else 1,
+        passes=2**artifact.spec.dims if options.mirror else 1,
     )
 
 
@@ -125,10 +137,12 @@ def compute(
 
     Raises
     ------
-    SegError : E-CHANNELS, E-LIMIT-MEMORY, E-NONFINITE, E-EXTRA.
+    SegError : E-CHANNELS, E-INTENSITY, E-LIMIT-MEMORY, E-NONFINITE, E-EXTRA.
     """
     spec, volume = artifact.spec, scan.volume
     header = scan.header
+    if not options.force_intensity:
+        check_intensities(volume, spec, header.path)
     plan = plan_header(_as_read(header, volume.voxels.shape[0]), artifact, options, at_a_time=at_a_time)
     maps = np.zeros((*volume.shape, len(spec.labels) - 1), np.uint8, order="F") if options.probabilities else None
     labels = segment(

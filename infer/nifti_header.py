@@ -4,7 +4,7 @@ Field layouts come from nibabel's header classes; every check is made here, sinc
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -14,7 +14,7 @@ from .errors import Exit, SegError
 from .nibabel_ import header_classes
 from .nifti_geometry import Form, geometry_of
 from .nifti_stream import COPY_AGAIN, GZIP, ByteStream, refuse_compressed
-from .volume import Shape3
+from .volume import Shape3, spacing_of
 
 _SIZES = {348: 1, 540: 2}  # sizeof_hdr -> NIfTI version
 _SINGLE = {1: b"n+1\0", 2: b"n+2\0\r\n\x1a\n"}  # magic of a header with its voxels in the same file
@@ -84,6 +84,11 @@ class NiftiHeader:
         return int(self.raw["vox_offset"])
 
     @property
+    def size_known(self) -> bool:
+        """Whether voxel sizes mean something: 1 x 1 x 1 in no stated unit is what is left when they were lost."""
+        return bool(int(self.raw["xyzt_units"]) & 7) or not np.allclose(spacing_of(self.affine), 1.0)
+
+    @property
     def version(self) -> int:
         """NIfTI version, 1 or 2."""
         return _SIZES[int(self.raw["sizeof_hdr"])]
@@ -116,9 +121,13 @@ def read_header(path: str, stream: ByteStream, prefer: Literal["sform", "qform"]
         notes.append(f"scl_slope is negative ({slope:g})")
     if int(raw["bitpix"]) != 8 * dtype.itemsize:
         notes.append(f"bitpix is {int(raw['bitpix'])} for {dtype}, the datatype is used")
-    return NiftiHeader(
+    header = NiftiHeader(
         path, shape, channels, placed.affine, dtype, slope, intercept, tuple(notes), raw, placed.form, pair
     )
+    if header.size_known:
+        return header
+    note = "voxels are 1 x 1 x 1 in no stated unit: taken as mm, but the true sizes may have been lost"
+    return replace(header, notes=(*header.notes, note))
 
 
 def _parse(path: str, stream: ByteStream) -> Any:

@@ -1,8 +1,9 @@
 """The plan: tiles, memory and time of a scan, decided from its header before anything is allocated.
 
 The networks are convolutional, so the fastest way is the whole scan in one pass. The plan takes it when it fits into
-the memory that may be used; else it cuts the grid into as few equal tiles as fit. Memory is estimated from the
-artifact's own cost per voxel, seconds from its multiply-adds and a rate for the processor: estimates, printed as such.
+the memory that may be used; else it cuts the grid into as few equal tiles as fit. 2D networks take whole slices, a few
+at a time. Memory is estimated from the artifact's own cost per voxel, seconds from its multiply-adds and a rate for the
+processor: estimates, printed as such.
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from .volume import Shape3
 BASE_BYTES = 160_000_000  # interpreter, libraries, compiled network without its weights' copies
 SLACK = 1.15  # allocator and threads' scratch
 TILE_OVERLAP = 0.25
+SLICES = 8  # at a time through a 2D network: enough to keep many processors busy, in little memory
 # Multiply-adds per second and thread, measured with V-Nets of width 8 and 16; read from the processor's flags.
 RATES = {
     "fp32": {"avx512f": 30e9, "avx2": 14e9},
@@ -37,7 +39,7 @@ class TilingOptions:
 
     Attributes
     ----------
-    window : tile in voxels of the network grid (RAS), rounded up to the network's stride.
+    window : tile in voxels of the network grid, rounded up to the network's stride; Z is slices at a time in 2D.
     overlap : share of the window that neighbouring tiles have in common, 0 <= overlap < 1.
     step : distance of neighbouring windows in voxels per axis; wins over `overlap`.
     weighting, blend : see `Tiling`.
@@ -161,30 +163,45 @@ def tile_share(tiling: Tiling) -> int:
 def choose_tiling(shape: Shape3, spec: ModelSpec, options: TilingOptions) -> Tiling:
     """The tiling for a network grid of `shape` voxels without regard to memory.
 
-    A given window is used as it is, and a spec that allows only its training window uses that; else one pass.
+    A given window is used as it is, and a spec that allows only its training window uses that; else one pass. A 2D
+    network takes whole slices, some at a time.
     """
     if options.window is not None:
-        return _tiled(shape, _multiple(options.window, spec.stride), options, 0.5)
-    if spec.tiling == "window":
-        return _tiled(shape, spec.window, options, 0.5)
-    return _tiled(shape, _multiple(shape, spec.stride), options, TILE_OVERLAP)
+        return _tiled(shape, _multiple(options.window, spec.stride), spec, options, 0.5)
+    window, overlap = (spec.window, 0.5) if spec.tiling == "window" else (_multiple(shape, spec.stride), TILE_OVERLAP)
+    if spec.dims == 2:
+        window = (*window[:2], _part(shape[2], _part(shape[2], SLICES)))
+    return _tiled(shape, window, spec, options, overlap)
 
 
-def _tiled(shape: Shape3, window: Shape3, options: TilingOptions, overlap: float) -> Tiling:
+def _tiled(shape: Shape3, window: Shape3, spec: ModelSpec, options: TilingOptions, overlap: float) -> Tiling:
     overlap = overlap if options.overlap is None else options.overlap
+    if spec.dims == 2:
+        window = (*window[:2], min(window[2], shape[2]))
     padded = _axes(max, shape, window)
-    starts = []
-    for axis in range(3):
-        step = round(window[axis] * (1.0 - overlap)) if options.step is None else options.step[axis]
-        starts.append(window_starts(padded[axis], window[axis], min(max(1, step), window[axis])))
-    return Tiling(padded, window, (starts[0], starts[1], starts[2]), options.weighting, options.blend)
+    steps = [round(n * (1.0 - overlap)) for n in window] if options.step is None else list(options.step)
+    if spec.dims == 2:
+        steps[2] = window[2]  # no slice knows of another
+    x, y, z = (window_starts(n, w, min(max(1, step), w)) for n, w, step in zip(padded, window, steps, strict=True))
+    whole = spec.dims == 2 and len(x) == len(y) == 1  # what overlaps is the same slice, computed twice
+    return Tiling(padded, window, (x, y, z), "uniform" if whole else options.weighting, options.blend)
+
+
+def _part(extent: int, parts: int) -> int:
+    """The least extent of which `parts` cover `extent`."""
+    return -(-extent // parts)
 
 
 def _shrunk(tiling: Tiling, shape: Shape3, spec: ModelSpec, options: TilingOptions) -> Tiling | None:
-    """One tile more along the longest axis of the window, or None when that cannot be."""
-    if options.window is not None or spec.tiling == "window":
+    """Fewer slices at a time, or one tile more along the longest axis of the window, or None when neither can be."""
+    if options.window is not None:
         return None
     window, stride = list(tiling.window), spec.stride
+    if spec.dims == 2 and window[2] > 1:
+        slices = _part(shape[2], len(tiling.starts[2]) + 1)
+        return _tiled(shape, (window[0], window[1], min(slices, window[2] - 1)), spec, options, TILE_OVERLAP)
+    if spec.tiling == "window":
+        return None
     axes = [a for a in range(3) if window[a] > max(stride[a], spec.window[a] // 2)]
     if not axes:
         return None
@@ -194,7 +211,7 @@ def _shrunk(tiling: Tiling, shape: Shape3, spec: ModelSpec, options: TilingOptio
     extent = shape[axis] / (tiles - (tiles - 1) * overlap)
     even = -(-int(np.ceil(extent)) // stride[axis]) * stride[axis]
     window[axis] = max(stride[axis], min(even, window[axis] - stride[axis]))
-    return _tiled(shape, (window[0], window[1], window[2]), options, TILE_OVERLAP)
+    return _tiled(shape, (window[0], window[1], window[2]), spec, options, TILE_OVERLAP)
 
 
 def rate(precision: str) -> float:

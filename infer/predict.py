@@ -41,7 +41,7 @@ def segment(
     volume : the scan, any orientation and spacing.
     tiling : from a plan; by default the whole scan in one pass, or as `options` say.
     head : the linear head, when `backend` returns features.
-    flips : average over the eight mirrorings (test-time augmentation).
+    flips : average over the eight mirrorings, four in 2D (test-time augmentation).
     batch : windows per call of the backend.
     probabilities : (X, Y, Z, K - 1) uint8 in the scan's axis order, filled with 255 * probability of each class but the
         background.
@@ -59,7 +59,7 @@ def segment(
     if tiling.windows == 1:  # any axis will do: take the one that reads the scan in order
         tiling = replace(tiling, stream_axis=slow_axis(volume, grids))
     xp, run = on_device(backend)
-    run = _mirrored(run) if flips else run
+    run = _mirrored(run, spec.dims) if flips else run
     padded = map(xp.asarray, _padded(forward_planes(volume, spec, grids, tiling.axis), grids, tiling))
     scores = _cropped(stream(padded, tiling, run, batch, two_class=head is None), grids, tiling)
     with current_device(backend):
@@ -118,9 +118,10 @@ def _cropped(layers: Iterator[Array], grids: Grids, tiling: Tiling) -> Iterator[
         yield inside
 
 
-def _mirrored(run: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """The mean over all eight mirrorings of X, Y, Z."""
-    mirrorings = [tuple(a for a, on in zip((2, 3, 4), bits, strict=True) if on) for bits in product((0, 1), repeat=3)]
+def _mirrored(run: Callable[[Array], Array], dims: int) -> Callable[[Array], Array]:
+    """The mean over all mirrorings: of X, Y, Z eight, of slices four."""
+    every = product((False, True), repeat=dims)
+    mirrorings = [tuple(axis for axis, on in enumerate(bits, start=2) if on) for bits in every]
 
     def averaged(x: Array) -> Array:
         xp = module_of(x)

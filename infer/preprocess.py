@@ -26,7 +26,7 @@ class Grids:
 
     Attributes
     ----------
-    turn : scan axis order -> RAS.
+    turn : scan axis order -> the network's, RAS unless the spec says otherwise.
     scan : (X, Y, Z) of the scan after `turn`, voxels.
     network : (X, Y, Z) of the network grid, voxels, before padding.
     """
@@ -38,8 +38,9 @@ class Grids:
     @classmethod
     def of(cls, shape: Shape3, affine: NDArray[np.float64], spec: ModelSpec) -> "Grids":
         """Grids for a scan of `shape` voxels at `affine` (voxel -> mm, RAS)."""
-        turn = Reorientation.to_ras(affine)
         spacing = spacing_of(affine)
+        stored = spec.orientation == "slices"
+        turn = Reorientation.of_slices(shape, spacing.tolist()) if stored else Reorientation.to_ras(affine)
         x, y, z = (shape[axis] for axis in turn.axes)
         i, j, k = (
             resampled_extent(shape[axis], float(spacing[axis]), target)

@@ -4,6 +4,9 @@ Radiological convention: axial is seen from the feet and coronal from the front,
 of the picture; sagittal is seen from the patient's left, so anterior is on the left. Letters on each plane say so.
 Planes follow the axes of the scan nearest to R, A, S; an oblique scan is not straightened. Outlines are interpolated
 between voxels. The picture holds no text from the scan's file, only the label names of the model.
+
+Beside a truth, the planes go through the largest error instead, and the truth's outlines are white: where they hide
+behind the mask's, the two agree.
 """
 
 from collections.abc import Sequence
@@ -30,7 +33,7 @@ FILL, LINE = 72, 255  # opacity of areas and contours, 0 to 255
 LINE_PX = 2.5
 SAMPLES = 1 << 21  # voxels are plenty for two percentiles
 
-PAGE, INK, FAINT = (18, 19, 23), (232, 234, 238), (140, 145, 155)
+PAGE, INK, FAINT, WHITE = (18, 19, 23), (232, 234, 238), (140, 145, 155), (255, 255, 255)
 # Okabe and Ito's colours, told apart with every common colour blindness; ordered for contrast on grey.
 PALETTE = ((230, 159, 0), (86, 180, 233), (0, 178, 128), (204, 121, 167), (240, 228, 66), (213, 94, 0), (0, 114, 178))
 
@@ -43,6 +46,9 @@ class View:
     across: int
     letters: str
 
+
+Mask = NDArray[np.bool_]
+Cut = tuple[View, int]  # and the index of the plane
 
 VIEWS = (View("Axial", 2, "RLAP"), View("Coronal", 1, "RLSI"), View("Sagittal", 0, "APSI"))
 
@@ -80,35 +86,56 @@ def preview_png(
 
 
 def render(
-    volume: Volume, mask: NDArray[np.generic], labels: Sequence[str], label_values: Sequence[int] | None = None
+    volume: Volume,
+    mask: NDArray[np.generic],
+    labels: Sequence[str],
+    label_values: Sequence[int] | None = None,
+    truth: NDArray[np.generic] | None = None,
+    slices: int | None = None,
 ) -> "Image.Image":
-    """The picture of `preview_png`, RGB. Same parameters, raises ValueError likewise."""
+    """The picture of `preview_png`, RGB. Same parameters, raises ValueError likewise.
+
+    Parameters
+    ----------
+    truth : (X, Y, Z) label values to compare the mask with, or None.
+    slices : array axis of the scan across the slices of a 2D model: beside a truth, three slices are shown instead of
+        three planes.
+    """
     from PIL import Image, ImageDraw
 
-    if mask.shape != volume.shape:
-        raise ValueError(f"mask has shape {mask.shape}, expected the scan's {volume.shape}")
+    for name, array in (("mask", mask), ("truth", truth)):
+        if array is not None and array.shape != volume.shape:
+            raise ValueError(f"{name} has shape {array.shape}, expected the scan's {volume.shape}")
     values = list(range(len(labels)) if label_values is None else label_values)
     classes = {v: name for name, v in zip(labels, values, strict=True) if v != 0}
-    mask = Reorientation.to_ras(volume.affine).apply(mask)
+    turn = Reorientation.to_ras(volume.affine)
+    mask, truth = turn.apply(mask), None if truth is None else turn.apply(truth)
     volume = volume.to_canonical()
     counts = plane_counts(mask, list(classes))
     centre = [_middle(axis.sum(0)) for axis in counts]
+    cuts = [(view, centre[view.across]) for view in VIEWS]
+    if truth is not None and (mask != truth).any():
+        cuts = _worst_cuts(mask != truth, None if slices is None else turn.axes.index(slices))
     low, high = _window(volume)
     colours = {value: PALETTE[k % len(PALETTE)] for k, value in enumerate(classes)}
     panels = []
-    for view in VIEWS:
-        cut = (slice(None),) * view.across + (centre[view.across],)
+    flat = [cut for cut in cuts if volume.shape[cut[0].across] == min(volume.shape) == 1]
+    for view, index in flat or cuts:  # a single slice has no other planes
+        cut = (slice(None),) * view.across + (index,)
         grey = (_scaled(volume, volume.voxels[0][cut]) - low) / (high - low)
         a, b = (axis for axis in range(3) if axis != view.across)
         size = _fit(grey.shape[0] * volume.spacing[a], grey.shape[1] * volume.spacing[b])
-        panel = _plane(np.nan_to_num(np.clip(grey, 0, 1)), mask[cut], size, colours)
-        panels.append(_framed(panel, view, _position(volume, centre, view.across)))
+        behind = None if truth is None else truth[cut]
+        panel = _plane(np.nan_to_num(np.clip(grey, 0, 1)), mask[cut], size, colours, behind)
+        panels.append(_framed(panel, view, _position(volume, centre, view.across, index)))
     width = sum(panel.width for panel in panels) + GAP * (len(panels) + 1)
     ml = counts[0].sum(1) * abs(np.linalg.det(volume.affine[:3, :3])) / 1000
     entries = [
         (colours[value], name, f"{volume_ml:.{1 if volume_ml >= 10 else 2}f} ml" if volume_ml else "not found")
         for (value, name), volume_ml in zip(classes.items(), ml, strict=True)
     ]
+    if truth is not None:
+        entries.append((WHITE, "truth", ""))
     rows = _legend_rows(entries, width)
     page = Image.new("RGB", (width, GAP + panels[0].height + ROW * len(rows) + GAP), PAGE)
     left = GAP
@@ -119,6 +146,15 @@ def render(
     for k, row in enumerate(rows):
         _legend(draw, row, GAP + panels[0].height + ROW * k)
     return page
+
+
+def _worst_cuts(wrong: Mask, slices: int | None) -> list[Cut]:
+    """The plane across each axis, or the three across one, with the most wrong voxels."""
+    errors = [axis[0] for axis in plane_counts(wrong.astype(np.uint8), [1])]
+    if slices is None:
+        return [(view, int(np.argmax(errors[view.across]))) for view in VIEWS]
+    view = next(view for view in VIEWS if view.across == slices)
+    return [(view, int(index)) for index in sorted(np.argsort(errors[slices], kind="stable")[-3:])]
 
 
 def _middle(planes: NDArray[np.int64]) -> int:
@@ -156,29 +192,48 @@ def _plane(
     mask: NDArray[np.generic],
     size: tuple[int, int],
     colours: dict[int, tuple[int, int, int]],
+    truth: NDArray[np.generic] | None = None,
 ) -> "Image.Image":
-    """A plane (first axis, second axis) of greys from 0 to 1, with its mask in colour, as a picture of `size` px."""
+    """A plane (first axis, second axis) of greys from 0 to 1 as a picture of `size` px: the mask in colour, over the
+    truth's outlines in white."""
     from PIL import Image
 
-    def upright(plane: NDArray[np.generic]) -> "Image.Image":
-        # Both RAS axes of each view run against the picture: R and A to the left, A and S upwards.
-        return Image.fromarray(np.ascontiguousarray((plane.astype(np.float32)[::-1, ::-1].T * 255).astype(np.uint8)))
-
-    picture = upright(grey).resize(size, Image.Resampling.BICUBIC).convert("RGB")
-    fine = (size[0] * FINE, size[1] * FINE)
-    # The class with the largest interpolated share wins, so neighbours meet without gap or overlap.
-    best = np.asarray(upright(mask == 0).resize(fine, Image.Resampling.BICUBIC))
-    winner = np.zeros(best.shape, mask.dtype)
-    shown = [value for value in colours if (mask == value).any()]
-    for value in shown:
-        share = np.asarray(upright(mask == value).resize(fine, Image.Resampling.BICUBIC))
-        winner[share > best] = value
-        best = np.maximum(best, share)
-    for value in shown:
-        area = winner == value
-        opacity = np.where(area, np.where(_eroded(area, round(LINE_PX * FINE)), FILL, LINE), 0).astype(np.uint8)
-        picture.paste(colours[value], (0, 0), Image.fromarray(opacity).reduce(FINE))
+    picture = _upright(grey).resize(size, Image.Resampling.BICUBIC).convert("RGB")
+    for areas, fill in ((truth, 0), (mask, FILL)):
+        if areas is None:
+            continue
+        winner = _enlarged(areas, size, list(colours))
+        for value in np.intersect1d(winner, list(colours)):
+            area = winner == value
+            rim = area & ~_eroded(area, round(LINE_PX * FINE))
+            opacity = np.where(area, np.where(rim, LINE, fill), 0).astype(np.uint8)
+            colour = colours[value] if fill else WHITE
+            picture.paste(colour, (0, 0), Image.fromarray(opacity).reduce(FINE))
     return picture
+
+
+def _upright(plane: NDArray[np.generic]) -> "Image.Image":
+    """A plane of values from 0 to 1 as 8-bit greys. Both RAS axes of each view run against the picture: R and A to the
+    left, A and S upwards."""
+    from PIL import Image
+
+    return Image.fromarray(np.ascontiguousarray((plane.astype(np.float32)[::-1, ::-1].T * 255).astype(np.uint8)))
+
+
+def _enlarged(mask: NDArray[np.generic], size: tuple[int, int], values: Sequence[int]) -> NDArray[np.generic]:
+    """Label values on the fine pixels of a picture. The class with the largest interpolated share wins, so neighbours
+    meet without gap or overlap."""
+    from PIL import Image
+
+    fine = (size[0] * FINE, size[1] * FINE)
+    best = np.asarray(_upright(mask == 0).resize(fine, Image.Resampling.BICUBIC))
+    winner = np.zeros(best.shape, mask.dtype)
+    for value in values:
+        if (mask == value).any():
+            share = np.asarray(_upright(mask == value).resize(fine, Image.Resampling.BICUBIC))
+            winner[share > best] = value
+            best = np.maximum(best, share)
+    return winner
 
 
 def _eroded(area: NDArray[np.bool_], depth: int) -> NDArray[np.bool_]:
@@ -208,9 +263,10 @@ def _framed(picture: "Image.Image", view: View, position: str) -> "Image.Image":
     return panel
 
 
-def _position(volume: Volume, centre: Sequence[int], across: int) -> str:
-    """Where a plane lies, such as ``S 12 mm``."""
-    mm = float((volume.affine @ np.array([*centre, 1.0]))[across])
+def _position(volume: Volume, centre: Sequence[int], across: int, index: int) -> str:
+    """Where a plane lies beside the centre, such as ``S 12 mm``."""
+    place = [*centre[:across], index, *centre[across + 1 :]]
+    mm = float((volume.affine @ np.array([*place, 1.0]))[across])
     return f"{('LR', 'PA', 'IS')[across][mm >= 0]} {abs(mm):.0f} mm"
 
 

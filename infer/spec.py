@@ -92,11 +92,12 @@ class ModelSpec:
     label_values : the value written into a mask for each class (0..K-1 unless the data set differs, as BraTS does).
     channels : input channel names, in order.
     spacing : mm along R, A, S of the network's grid; None on an axis keeps the scan's own spacing there.
-    orientation : axis order of the network's grid; always "RAS".
+    orientation : axis order of the network's grid: "RAS", or "slices" (2D alone): as stored, with the axis across the
+        slices last (see `Reorientation.of_slices`). For slices that are not axial, or of unknown orientation.
     normalisation : intensity rule.
     window : training window in voxels (X, Y, Z); Z is 1 for 2D networks.
     stride : every input extent must be a multiple of this, in voxels (X, Y, Z).
-    dims : 2 (axial slices) or 3.
+    dims : 2 (slices along z of the network's grid) or 3.
     activation : "softmax" (exclusive classes).
     tiling : "free" if the network was measured to keep its Dice on tiles larger than the window, else "window".
     intensity_range : 0.5 and 99.5 percentile of intensities in training, or None.
@@ -143,8 +144,10 @@ class ModelSpec:
             yield f"format {self.format}, this version reads {FORMAT}"
         if not self.channels:
             yield "channels is empty"
-        if self.orientation != "RAS" or self.activation != "softmax":
+        if self.orientation not in ("RAS", "slices") or self.activation != "softmax":
             yield f"unknown orientation or activation: {self.orientation}, {self.activation}"
+        if self.orientation == "slices" and self.dims != 2:
+            yield "only a 2D model takes slices as they are stored"
         norm = self.normalisation
         numbers = [norm.mean, norm.std, *(v for v in (norm.lower, norm.upper) if v is not None)]
         if norm.kind not in ("zscore", "fixed") or not all(map(math.isfinite, numbers)) or norm.std <= 0:

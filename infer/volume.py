@@ -4,12 +4,15 @@ World coordinates are RAS+ in mm everywhere (x to the patient's right, y to ante
 nothing of files.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 Shape3 = tuple[int, int, int]
+
+THICK = 1.5  # voxels so much longer along one axis than along both others lie across thick slices
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,20 @@ class Reorientation:
         axes = max(orders, key=lambda order: sum(strength[world, axis] for world, axis in enumerate(order)))
         i, j, k = (bool(cosines[world, axis] < 0) for world, axis in enumerate(axes))
         return cls(axes, (i, j, k))
+
+    @classmethod
+    def of_slices(cls, shape: Shape3, spacing: Sequence[float]) -> "Reorientation":
+        """The stored axes in their order, the one across the slices moved to the end, whatever direction it has.
+
+        That is the axis with by far the largest voxels (mm); where there is none, the one with the fewest, and the last
+        of equals.
+        """
+        _, middle, coarsest = sorted(range(3), key=lambda axis: spacing[axis])
+        across = min(range(3), key=lambda axis: (shape[axis], -axis))
+        if shape[across] > 1 and spacing[coarsest] > THICK * spacing[middle]:
+            across = coarsest
+        i, j = (axis for axis in range(3) if axis != across)
+        return cls((i, j, across), (False, False, False))
 
     def apply(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
         """(X, Y, Z) source array -> the reoriented view."""

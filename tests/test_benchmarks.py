@@ -14,7 +14,8 @@ from seg.infer.backends import open_backend
 from seg.infer.stitch import window_starts
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-SCRIPTS = ("inference", "memory", "startup", "models", "dicom_output")
+SCRIPTS = ("inference", "memory", "startup", "models", "accuracy", "ablations", "dicom_output")
+MODULES = {*SCRIPTS, "environment", "experiments", "seeds"}
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,7 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = set(sys.modules)
     monkeypatch.syspath_prepend(str(FOLDER))
     yield
-    for name in {*SCRIPTS, "environment"} - before:
+    for name in MODULES - before:
         sys.modules.pop(name, None)
 
 
@@ -42,7 +43,13 @@ def rows(text: str) -> list[list[str]]:
 
 @pytest.mark.parametrize(
     ("script", "arguments", "count"),
-    [("memory", (), 4), ("memory", ("--features",), 4), ("models", (), 1)],
+    [
+        ("memory", (), 4),
+        ("memory", ("--features",), 4),
+        ("models", (), 1),
+        ("accuracy", (), 5),
+        ("ablations", ("perturbation",), 3),
+    ],
 )
 def test_smoke(script: str, arguments: tuple[str, ...], count: int) -> None:
     assert len(rows(run(script, "--smoke", *arguments).stdout)) == count

@@ -4,12 +4,15 @@ Rotation, scaling and cropping of the window are one `grid_sample`, images trili
 mirroring are free and happen while cropping.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+PLANES = {2: ((0, 1),), 3: ((1, 2), (0, 2), (0, 1))}  # of rotation, by number of dimensions
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class WeakAugmentation:
 
     Attributes
     ----------
-    rotation : degrees, uniform in +- about each axis.
+    rotation : degrees, uniform in +- about each axis; of slices, about z alone.
     scale : log-scale, uniform in +-, one factor for all axes plus a quarter of that per axis.
     contrast : log-gain and log-gamma, uniform in +-, about the crop's mean.
     brightness : offset in standard deviations, uniform in +-.
@@ -41,10 +44,10 @@ class WeakAugmentation:
         return self.rotation > 0 or self.scale > 0
 
     def margin(self, window: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Extent to crop, in voxels, so that most of a rotated and shrunk window has data."""
+        """Extent to crop, in voxels, so that most of a rotated and shrunk window has data; a slice stays one."""
         if not self.spatial:
             return window
-        x, y, z = (int(np.ceil(w * 1.25 / 2)) * 2 for w in window)
+        x, y, z = (int(np.ceil(w * 1.25 / 2)) * 2 if w > 1 else 1 for w in window)
         return x, y, z
 
 
@@ -53,16 +56,16 @@ def _uniform(count: int, *shape: int, generator: torch.Generator) -> Tensor:
     return torch.rand(count, *shape, generator=generator, device=generator.device) * 2 - 1
 
 
-def _affines(count: int, spec: WeakAugmentation, generator: torch.Generator) -> Tensor:
-    """(count, 3, 3) output -> input voxel offsets about the centre."""
-    angles = torch.deg2rad(spec.rotation * _uniform(count, 3, generator=generator))
+def _affines(count: int, dims: int, spec: WeakAugmentation, generator: torch.Generator) -> Tensor:
+    """(count, dims, dims) output -> input voxel offsets about the centre."""
+    planes = PLANES[dims]
+    angles = torch.deg2rad(spec.rotation * _uniform(count, len(planes), generator=generator))
     common = spec.scale * _uniform(count, 1, generator=generator)
-    scales = torch.exp(common + spec.scale / 4 * _uniform(count, 3, generator=generator))
+    scales = torch.exp(common + spec.scale / 4 * _uniform(count, dims, generator=generator))
     matrix = torch.diag_embed(scales)
-    for axis in range(3):
-        c, s = torch.cos(angles[:, axis]), torch.sin(angles[:, axis])
-        i, j = [a for a in range(3) if a != axis]
-        turn = torch.eye(3, device=matrix.device).repeat(count, 1, 1)
+    for number, (i, j) in enumerate(planes):
+        c, s = torch.cos(angles[:, number]), torch.sin(angles[:, number])
+        turn = torch.eye(dims, device=matrix.device).repeat(count, 1, 1)
         turn[:, i, i], turn[:, j, j], turn[:, i, j], turn[:, j, i] = c, c, -s, s
         matrix = turn @ matrix
     return matrix
@@ -71,15 +74,15 @@ def _affines(count: int, spec: WeakAugmentation, generator: torch.Generator) -> 
 def weak_augment(
     image: Tensor,
     label: Tensor | None,
-    window: tuple[int, int, int],
+    window: Sequence[int],
     spec: WeakAugmentation,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor | None]:
-    """Augment a batch.
+    """Augment a batch of volumes or slices.
 
     Parameters
     ----------
-    image : (B, C, *margin(window)) float32.
+    image : (B, C, *margin(window)) float32; the margin's last extent is left out for slices.
     label : (B, *margin(window)) integer, or None.
 
     Returns
@@ -88,7 +91,7 @@ def weak_augment(
     """
     count = len(image)
     if count and spec.spatial:
-        grid = _grid(image, window, _affines(count, spec, generator))
+        grid = _grid(image, window, _affines(count, len(window), spec, generator))
         image = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
         if label is not None:
             moved = F.grid_sample(label[:, None].float(), grid, mode="nearest", align_corners=False)
@@ -98,11 +101,11 @@ def weak_augment(
     return image, None if label is None else label.long()
 
 
-def _grid(image: Tensor, window: tuple[int, int, int], affine: Tensor) -> Tensor:
-    """(B, *window, 3) sampling positions, in grid_sample's [-1, 1] with the last axis first."""
+def _grid(image: Tensor, window: Sequence[int], affine: Tensor) -> Tensor:
+    """(B, *window, dims) sampling positions, in grid_sample's [-1, 1] with the last axis first."""
     axes = [torch.arange(w, device=image.device, dtype=torch.float32) - (w - 1) / 2 for w in window]
-    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)  # (X, Y, Z, 3) voxels about the centre
-    moved = torch.einsum("bij,xyzj->bxyzi", affine, points)
+    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)  # (*window, dims) voxels about the centre
+    moved = torch.einsum("bij,...j->b...i", affine, points)
     half = torch.tensor(image.shape[2:], device=image.device, dtype=torch.float32) / 2
     return (moved / half).flip(-1)
 
@@ -111,8 +114,9 @@ def _intensity(image: Tensor, spec: WeakAugmentation, generator: torch.Generator
     """Gain, gamma about the mean, offset and noise; one draw per sample."""
     if not (spec.contrast or spec.brightness or spec.noise):
         return image
-    gain, gamma, offset, noise = _uniform(len(image), 4, generator=generator).T[:, :, None, None, None, None]
-    mean = image.mean(dim=(1, 2, 3, 4), keepdim=True)
+    draws = _uniform(len(image), 4, generator=generator).T
+    gain, gamma, offset, noise = draws.reshape(4, -1, *[1] * (image.ndim - 1))
+    mean = image.flatten(1).mean(dim=1).view_as(gain)
     centred = image - mean
     centred = centred.sign() * centred.abs().clamp_min(1e-6) ** torch.exp(spec.contrast * gamma)
     image = centred * torch.exp(spec.contrast * gain) + mean + spec.brightness * offset

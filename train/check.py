@@ -70,6 +70,7 @@ def check_dataset(
     label_names: Mapping[int, str] | None,
     *,
     channels: int = 1,
+    declared: str = "declared in dataset.json",
     cached: Mapping[str, CaseFacts] | None = None,
     threads: int = 2,
 ) -> Checked:
@@ -79,6 +80,7 @@ def check_dataset(
     ----------
     label_names : declared classes, value -> name; without them the values in more than half of the labels count.
     channels : channels that a case's single file holds; cases of several files have one in each.
+    declared : where `label_names` come from, for messages.
     cached : facts of an earlier pass by case id, used where the files have not changed.
 
     Raises
@@ -101,7 +103,7 @@ def check_dataset(
     for case in cases:
         if fact := facts.get(case.id):
             findings += _remarks(case, fact)
-    findings += _label_values(split, facts, label_names)
+    findings += _label_values(split, facts, label_names, declared)
     findings += _sides(split)
     findings += _copies(split, facts)
     return Checked(tuple(findings), facts)
@@ -123,12 +125,14 @@ def _remarks(case: Case, fact: CaseFacts) -> list[Finding]:
     return found
 
 
-def _label_values(split: Split, facts: Mapping[str, CaseFacts], names: Mapping[int, str] | None) -> list[Finding]:
+def _label_values(
+    split: Split, facts: Mapping[str, CaseFacts], names: Mapping[int, str] | None, declared: str
+) -> list[Finding]:
     """Values outside the classes, and classes that no training label has."""
     labelled = [(case, set(facts[case.id].class_voxels)) for case in (*split.labeled, *split.val) if case.id in facts]
     usual = _usual_values([values for _, values in labelled])
     allowed = set(names) | {0} if names else usual | {0}
-    rule = "declared in dataset.json" if names else "in most labels"
+    rule = declared if names else "in most labels"
     if not names and len(allowed) == 2 and max(allowed) > 1:
         allowed, rule = {0, 1}, "in a mask of one class"
     found: list[Finding] = []

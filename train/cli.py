@@ -1,13 +1,17 @@
 """seg-train: from a folder of scans to a trained run."""
 
+import os
 import sys
-from typing import Annotated, Any, NoReturn, cast
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NoReturn, cast
 
 import typer
 
 from seg.infer.console import guarded, version_option
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+EVALUATION = {"data", "output", "evaluate", "cases", "split", "device", "quiet", "debug"}  # what --evaluate takes
 
 
 def _triple(text: str | None, kind: type) -> Any:
@@ -30,39 +34,56 @@ def seg_train(
     ctx: typer.Context,
     data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Folder(s) of scans: images/ and labels/, labeled/ and unlabeled/, or nnU-Net.")],
     output: Annotated[str, typer.Option("-o", "--output", metavar="RUN", help="Run folder to write.")],
-    method: Annotated[str, typer.Option(help="supervised or crossmatch.")] = "supervised",
+    method: Annotated[str, typer.Option(help="supervised or crossmatch; see also --distill.")] = "supervised",
     preset: Annotated[str | None, typer.Option(help="Named settings of the method; crossmatch: paper, official, fast.")] = None,
-    network: Annotated[str, typer.Option(help="vnet.")] = "vnet",
+    distill: Annotated[str | None, typer.Option(metavar="TEACHER", help="Learn from a trained run, an exported file or a shipped model: a smaller student, see --width.")] = None,
+    network: Annotated[str, typer.Option(help="vnet, or unet2d for slices.")] = "vnet",
     labeled: Annotated[int | None, typer.Option(metavar="N", help="Use N labelled cases, the other training cases as unlabelled.")] = None,
     split: Annotated[str | None, typer.Option(metavar="FILE", help="JSON with labeledN, train, unlabeled, val. Default: splits.json in DATA.")] = None,
     iterations: Annotated[int | None, typer.Option(min=1)] = None,
     spacing: Annotated[str | None, typer.Option(metavar="MM", help="Network grid: one number or R,A,S in mm.")] = None,
-    window: Annotated[str | None, typer.Option(metavar="X,Y,Z", help="Training window in voxels, multiples of 16.")] = None,
+    window: Annotated[str | None, typer.Option(metavar="X,Y,Z", help="Training window in voxels, multiples of 16; Z is 1 for slices.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Channels of the first stage.")] = None,
     device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="torch.compile: a minute or more at the start, faster steps. Needs a C++ compiler.")] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     name: Annotated[str | None, typer.Option(help="Name of the model. Default: the folder's.")] = None,
     validate_every: Annotated[int | None, typer.Option(min=0, metavar="STEPS", help="0: at the end alone.")] = None,
     config: Annotated[str | None, typer.Option(metavar="FILE.toml", help="Settings file; flags win over it.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in RUN exactly.")] = False,
+    evaluate: Annotated[str | None, typer.Option("--evaluate", metavar="MODEL", help="Train nothing: score a run folder or an exported model on DATA, results into RUN.")] = None,
+    cases: Annotated[Literal["val", "test", "all"], typer.Option(help="With --evaluate: cases of the split, or all that have a label.")] = "val",
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     version: version_option = False,
 ) -> None:  # fmt: skip
     """Train a segmentation network on labelled and unlabelled scans."""
+    given = {k for k in ctx.params if ctx.get_parameter_source(k).name == "COMMANDLINE"}  # type: ignore[union-attr]
     with guarded("seg-train", debug):
+        if evaluate is not None:
+            _refuse_flags(given - EVALUATION, "--evaluate does not take")
+            _evaluate(evaluate, data, output, cases, split, device, quiet)
+            return
+        _refuse_flags(given & {"cases"}, "without --evaluate there is no")
         from .settings import Settings
 
         settings = Settings(
             tuple(data), output, name, method, preset, network, labeled, split, iterations,
             _triple(spacing, float), _triple(window, int), width, device, cast(Any, precision), seed, validate_every,
+            compiled,
+            distill=distill,
         )  # fmt: skip
         if config is not None:
-            given = {k for k in ctx.params if ctx.get_parameter_source(k).name == "COMMANDLINE"}  # type: ignore[union-attr]
+            given = {"compile" if k == "compiled" else k for k in given}
             settings = settings.with_file(config, given)
         _refuse_unknown(settings.checked())
-        _train(settings, resume, quiet)
+        _train(settings, resume, quiet or os.environ.get("RANK", "0") != "0")  # of torchrun's processes one talks
+
+
+def _refuse_flags(names: set[str], text: str) -> None:
+    if names:
+        raise typer.BadParameter(f"{text} {', '.join('--' + name.replace('_', '-') for name in sorted(names))}")
 
 
 def _refuse_unknown(settings: Any) -> None:
@@ -75,6 +96,41 @@ def _refuse_unknown(settings: Any) -> None:
 
 
 def _train(settings: Any, resume: bool, quiet: bool) -> None:
+    from .job import train
+
+    tell, bar = _terminal(quiet)
+    with bar as progress:
+        task = progress.add_task("preparing", total=None)
+
+        def report(step: int, total: int, losses: dict[str, float], rate: float) -> None:
+            progress.update(
+                task, completed=step, total=total, description=f"loss {sum(losses.values()):.4f}  {rate:.2f} it/s"
+            )
+
+        result = train(settings, resume=resume, say=tell, report=report)
+    _tell_result(result, tell)
+    tell(f"next: seg-export {settings.output} -o model.onnx")
+
+
+def _evaluate(
+    model: str, data: list[str], output: str, cases: Any, split: str | None, device: str, quiet: bool
+) -> None:
+    from .score import score
+
+    tell, bar = _terminal(quiet)
+    with bar as progress:
+        task = progress.add_task("checking", total=None)
+
+        def tick(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total, description="cases")
+
+        result = score(model, data, output, cases, split=split, device=device, say=tell, tick=tick)
+    _tell_result(result, tell)
+    tell(f"every case: {output}/validation.csv, the worst: {output}/worst-cases.png")
+
+
+def _terminal(quiet: bool) -> tuple[Callable[[str], None], Any]:
+    """What prints a message, and a progress bar (none in a log file, which gets the messages alone)."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -84,8 +140,6 @@ def _train(settings: Any, resume: bool, quiet: bool) -> None:
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
-
-    from .job import train
 
     console = Console(stderr=True, highlight=False)
 
@@ -101,22 +155,17 @@ def _train(settings: Any, resume: bool, quiet: bool) -> None:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    bar = console.is_terminal and not quiet  # a log file gets the messages alone
-    with Progress(*columns, console=console, disable=not bar, refresh_per_second=2) as progress:
-        task = progress.add_task("preparing", total=None)
+    shown = console.is_terminal and not quiet
+    return tell, Progress(*columns, console=console, disable=not shown, refresh_per_second=2)
 
-        def report(step: int, total: int, losses: dict[str, float], rate: float) -> None:
-            progress.update(
-                task, completed=step, total=total, description=f"loss {sum(losses.values()):.4f}  {rate:.2f} it/s"
-            )
 
-        result = train(settings, resume=resume, say=tell, report=report)
+def _tell_result(result: dict[str, Any], tell: Callable[[str], None]) -> None:
+    unit = result["unit"]
     for label, mean in result["mean"].items():
         tell(
             f"{label:<16} Dice {mean['dice']:.4f}  Jaccard {mean['jaccard']:.4f}  "
-            f"95HD {mean['hd95']:.2f} mm  ASD {mean['asd']:.2f} mm"
+            f"95HD {mean['hd95']:.2f} {unit}  ASD {mean['asd']:.2f} {unit}"
         )
-    tell(f"next: seg-export {settings.output} -o model.onnx")
 
 
 def main() -> NoReturn:

@@ -1,7 +1,11 @@
-"""Validation through the product's own inference path: the scan's grid, its preprocessing, tiling and stitching."""
+"""Evaluation through the product's own inference path: the scan's grid, its preprocessing, tiling and stitching.
+
+One protocol everywhere: the weights as they are, no post-processing, every case counts, an empty prediction is a
+complete failure (see `seg.infer.metrics`). Distances are in mm, or in voxels where nothing says what a voxel measures.
+"""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -9,12 +13,20 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from seg.infer.backends import Backend
+from seg.infer.machine import available_memory
 from seg.infer.metrics import evaluate as class_metrics
-from seg.infer.predict import TilingOptions, segment
+from seg.infer.nifti import inspect
+from seg.infer.plan import TilingOptions, plan_scan
+from seg.infer.predict import segment
 from seg.infer.spec import ModelSpec
 
 from .cases import Case
+from .networks import run_windows
 from .prepare import load_label, load_volume
+
+MEMORY_SHARE = 0.7  # of what is free; the cost of an exported network is that of an engine, torch takes more
+WORST = 3  # cases that are kept for the picture
 
 
 class ModuleBackend:
@@ -30,7 +42,7 @@ class ModuleBackend:
         self._module.eval()
         tensor = torch.from_numpy(x).to(self._device)
         with torch.autocast(self._device.type, self._precision, enabled=self._precision != torch.float32):
-            logits = self._module(tensor)
+            logits = run_windows(self._module, tensor)
         self._module.train(training)
         result: NDArray[np.float32] = logits.float().cpu().numpy()
         return result
@@ -39,34 +51,102 @@ class ModuleBackend:
         """Nothing is held."""
 
 
+@dataclass(frozen=True, eq=False)
+class Worst:
+    """A case that went badly: its mean Dice over the classes, and the predicted label values (X, Y, Z)."""
+
+    case: Case
+    dice: float
+    mask: NDArray[np.unsignedinteger]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How good a model is on some cases.
+
+    Attributes
+    ----------
+    result : {"cases": {id: {label: {dice, jaccard, ...}}}, "mean": {label: {...}, "foreground": {...}}, "unit"}, with
+        "unit" mm or voxel; see `seg.infer.metrics.ClassMetrics` for the figures.
+    worst : the cases with the lowest Dice, the worst first.
+    """
+
+    result: dict[str, Any]
+    worst: tuple[Worst, ...]
+
+
+def evaluate(
+    backend: Backend,
+    cases: Sequence[Case],
+    spec: ModelSpec,
+    *,
+    memory_bytes: int | None = None,
+    keep: int = 0,
+    tick: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Segment and score every labelled case at its own grid.
+
+    Parameters
+    ----------
+    memory_bytes : what the network may use; a scan that needs more is cut into tiles. By default all that is free.
+    keep : how many of the worst cases to keep.
+    tick : called after each case.
+
+    Raises
+    ------
+    SegError : what reading and computing raise; E-LIMIT-MEMORY when not even a small tile fits.
+    """
+    per_case: dict[str, Any] = {}
+    worst: list[Worst] = []
+    units = set()
+    for case in cases:
+        if case.label is None:
+            continue
+        volume = load_volume(case)
+        units.add(length_unit(case.images[0]))
+        plan = plan_scan(
+            volume.shape,
+            volume.affine,
+            spec,
+            TilingOptions(),
+            memory_bytes=int(MEMORY_SHARE * (memory_bytes or available_memory())),
+            scan_bytes=volume.voxels.nbytes,
+            channels_out=len(spec.labels),
+        )
+        mask = segment(volume, spec, backend, tiling=plan.tiling)
+        truth = np.asarray(spec.label_values, mask.dtype)[load_label(case.label, spec.label_values)]
+        found = class_metrics(mask, truth, spec.label_values, volume.spacing.tolist())
+        names = dict(zip(spec.label_values, spec.labels, strict=True))
+        per_case[case.id] = {names[value]: asdict(metrics) for value, metrics in found.items()}
+        worst.append(Worst(case, float(np.mean([metrics.dice for metrics in found.values()])), mask))
+        worst = sorted(worst, key=lambda entry: entry.dice)[:keep]
+        tick()
+    unit = "voxel" if units == {"voxel"} else "mm"
+    return Evaluation({"cases": per_case, "mean": _mean(per_case, spec.labels[1:]), "unit": unit}, tuple(worst))
+
+
 def validate(
     module: nn.Module,
     cases: Sequence[Case],
     spec: ModelSpec,
     device: torch.device,
     precision: torch.dtype,
-    options: TilingOptions | None = None,
-    tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Metrics of every labelled case at its own grid, and their means. Distances in mm.
+    """`Evaluation.result` of a network in training."""
+    return evaluate(ModuleBackend(module, device, precision), cases, spec, memory_bytes=free_memory(device)).result
 
-    Returns
-    -------
-    {"cases": {id: {label: {dice, jaccard, ...}}}, "mean": {label: {...}, "foreground": {...}}}
-    """
-    backend = ModuleBackend(module, device, precision)
-    per_case: dict[str, Any] = {}
-    for case in cases:
-        if case.label is None:
-            continue
-        volume = load_volume(case)
-        mask = segment(volume, spec, backend, options or TilingOptions())
-        indices = np.searchsorted(np.asarray(spec.label_values), mask)
-        truth = load_label(case.label, spec.label_values)
-        found = class_metrics(indices, truth, tuple(range(1, len(spec.labels))), volume.spacing.tolist())
-        per_case[case.id] = {spec.labels[k]: asdict(metrics) for k, metrics in found.items()}
-        tick()
-    return {"cases": per_case, "mean": _mean(per_case, spec.labels[1:])}
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a network may still take: on a GPU those that are free and those that torch keeps for itself."""
+    if device.type != "cuda":
+        return available_memory()
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + int(kept)
+
+
+def length_unit(path: str) -> str:
+    """ "mm", or "voxel" for a NIfTI file whose voxel sizes were lost."""
+    return "mm" if not path.endswith((".nii", ".nii.gz")) or inspect(path).size_known else "voxel"
 
 
 def _mean(per_case: dict[str, Any], labels: Sequence[str]) -> dict[str, dict[str, float]]:

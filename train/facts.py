@@ -7,7 +7,7 @@ import base64
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,7 @@ class CaseFacts:
     sha256 : of the float32 intensities in RAS order: equal for recompressed, retyped and reoriented copies.
     thumbnail : base64 int16, THUMB^3 block means of the first channel, for copies that are only nearly equal.
     label_sha256 : of the label values in RAS order, "" without a label.
+    size_known : whether the voxel sizes of all channels mean something (see `NiftiHeader`).
     signature : (path, bytes, modification time in ns) of each file read; the facts hold while it does.
     """
 
@@ -77,6 +78,7 @@ class CaseFacts:
     label_sha256: str
     thumbnail: str
     signature: tuple[tuple[str, int, int], ...]
+    size_known: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -91,7 +93,7 @@ class CaseFacts:
         counts = {int(value): int(count) for value, count in raw["class_voxels"].items()}
         signature = tuple((str(path), int(size), int(time)) for path, size, time in raw["signature"])
         hashes = (raw["sha256"], raw["label_sha256"], raw["thumbnail"])
-        return cls(raw["id"], (x, y, z), (r, a, s), channels, counts, *hashes, signature)
+        return cls(raw["id"], (x, y, z), (r, a, s), channels, counts, *hashes, signature, raw["size_known"])
 
 
 def read_facts(case: Case, channels: int) -> tuple[CaseFacts | None, list[SegError]]:
@@ -104,10 +106,13 @@ def read_facts(case: Case, channels: int) -> tuple[CaseFacts | None, list[SegErr
     signature = signature_of(case)
     faults: list[SegError] = []
     volumes: list[Volume] = []
+    size_known = True
     for path in [*case.images, *([case.label] if case.label else [])]:
         wanted = channels if len(case.images) == 1 and path != case.label else 1
         try:
-            volumes.append(nifti.read(path, nonfinite="refuse", channels=wanted).volume)
+            scan = nifti.read(path, nonfinite="refuse", channels=wanted)
+            volumes.append(scan.volume)
+            size_known = size_known and (path == case.label or scan.header.size_known)
         except SegError as error:
             faults.append(error)
     if faults or signature is None:
@@ -123,7 +128,7 @@ def read_facts(case: Case, channels: int) -> tuple[CaseFacts | None, list[SegErr
         faults += odd
     if faults:
         return None, faults
-    return _facts(case.id, volumes, label, counts, signature), []
+    return replace(_facts(case.id, volumes, label, counts, signature), size_known=size_known), []
 
 
 def signature_of(case: Case) -> tuple[tuple[str, int, int], ...] | None:

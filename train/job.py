@@ -1,84 +1,89 @@
 """One `seg-train`: read and check the data, plan, train, validate. Everything decided is in the run's config.json."""
 
-import hashlib
-import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from seg.infer import __version__
 from seg.infer.errors import Exit, SegError, printable
 from seg.infer.machine import available_memory
 from seg.infer.spec import ModelSpec
 
 from .augment import WeakAugmentation
-from .cases import Case, discover
-from .check import Checked, check_dataset
-from .evaluate import validate
+from .cache import Store, packed, packed_bytes
+from .cases import Case, Dataset, discover
+from .check import check_dataset
+from .config import (
+    Engine,
+    build_method,
+    config_of,
+    label_names,
+    method_config,
+    refuse_bad_options,
+    refuse_changes,
+    spec_of,
+    trained_method,
+)
+from .curves import learning_curves, read_log
+from .device import device_of, memory_of, precision_of
+from .evaluate import WORST, ModuleBackend, evaluate, free_memory, validate
 from .facts import CaseFacts
-from .loop import Data, Loop, LoopConfig
-from .methods import METHODS, PRESETS, Method, MethodConfig
-from .networks import NETWORKS, build_network
+from .loader import Data
+from .loop import Loop, LoopConfig
+from .methods import Distill
+from .networks import NETWORKS
 from .plan import Plan, plan
 from .prepare import prepare_all
-from .run import load_checkpoint, locked, read_config, set_aside, write_json
+from .processes import Processes, join, refused_by_a_peer
+from .report import CURVES, write_evaluation, write_picture
+from .run import (
+    CONFIG,
+    VOLUMES,
+    load_checkpoint,
+    locked,
+    read_config,
+    refuse_folder,
+    refuse_run,
+    set_aside,
+    write_json,
+)
+from .sampling import Sample
 from .settings import Settings, override
 from .split import Split, choose_split
+from .teacher import Teacher
+from .window import times
 
-CONFIG = "config.json"
+CACHE_SHARE = 0.5  # of the free memory, above which the volumes become files
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A job ready to train."""
+    """A job ready to train.
+
+    Attributes
+    ----------
+    cache_bytes : memory of the volumes.
+    """
 
     config: dict[str, Any]
     spec: ModelSpec
     split: Split
     plan: Plan
+    cache_bytes: int
 
 
-def device_of(name: str) -> torch.device:
-    """ "auto", "cpu", "cuda" or "cuda:N" -> device.
-
-    Raises
-    ------
-    SegError : E-DEVICE when it is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise SegError("E-DEVICE", Exit.RUNTIME, "", "no CUDA device is available", "use --device cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise SegError("E-DEVICE", Exit.USAGE, "", f"no device {name}", "use auto, cpu, cuda or cuda:N") from error
-
-
-def precision_of(name: str, device: torch.device) -> torch.dtype:
-    """ "auto" is bf16 where the hardware multiplies it fast (GPUs from Ampere on, CPUs with AMX), else fp32."""
-    if name == "auto":
-        if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-        fast = torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if fast else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
-
-
-def memory_of(device: torch.device) -> int:
-    """Bytes the training may take: free device memory, or what this process may still get of the system's."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return available_memory()
-
-
-def prepare_job(settings: Settings, say: Callable[[str], None], device: torch.device) -> Prepared:
+def prepare_job(
+    settings: Settings, say: Callable[[str], None], engine: Engine, teacher: Teacher | None = None
+) -> Prepared:
     """Discover, split, check and plan. Prints findings and the plan through `say`.
+
+    With a `teacher`, grid, intensities, classes and, unless given, the window are the teacher's.
 
     Raises
     ------
@@ -96,127 +101,61 @@ def prepare_job(settings: Settings, say: Callable[[str], None], device: torch.de
         say(printable(f"{finding.severity}: {finding.code} {finding.path}: {finding.message}"))
     checked.stop_on_errors()
     training = [checked.facts[case.id] for case in (*split.labeled, *split.unlabeled) if case.id in checked.facts]
+    decided = _decide(settings, training, dataset, engine.device, teacher)
+    spec = spec_of(settings, decided)
+    if settings.augmentation.get("rot90") and spec.window[0] != spec.window[1]:
+        found = f"rot90 with a window of {times(spec.window)}"
+        raise SegError("E-CONFIG", Exit.USAGE, "", found, "give a --window with X = Y, or leave rot90 out")
+    say(decided.describe())
+    config = config_of(settings, decided, spec, split, checked.facts, engine)
+    if teacher is not None:
+        teacher.refuse(spec)
+        config["teacher"] = teacher.describe()
+    return Prepared(config, spec, split, decided, packed_bytes(training, spec))
+
+
+def _decide(
+    settings: Settings,
+    training: Sequence[CaseFacts],
+    dataset: Dataset,
+    device: torch.device,
+    teacher: Teacher | None,
+) -> Plan:
+    """The plan; a teacher's grid, intensities and classes are its student's, and half its width unless asked."""
     network: Any = NETWORKS[settings.network]
+    taught = None if teacher is None else teacher.spec
+    names = dataset.label_names if taught is None else dict(zip(taught.label_values, taught.labels, strict=True))
+    half = None if teacher is None or teacher.width is None else max(1, teacher.width // 2)
     decided = plan(
         training,
-        _label_names(settings, dataset.label_names),
-        spacing=settings.spacing,
-        window=settings.window,
-        width=settings.width,
+        label_names(settings, names),
+        spacing=settings.spacing if taught is None else taught.spacing,
+        window=settings.window or (None if taught is None else taught.window),
+        width=settings.width or half,
         iterations=settings.iterations,
         memory_bytes=memory_of(device),
         device="cuda" if device.type == "cuda" else "cpu",
         dims=network.dims,
+        batch_labeled=method_config(settings).labeled_batch,
         channel_names=dataset.channel_names,
     )
-    spec = _spec(settings, decided)
-    say(decided.describe())
-    return Prepared(_config(settings, decided, spec, split, checked), spec, split, decided)
+    return decided if taught is None else replace(decided, normalisation=taught.normalisation)
 
 
-def _label_names(settings: Settings, declared: dict[int, str] | None) -> dict[int, str] | None:
-    """Value -> name: the user's names for the declared values (0, 1, 2, ... without a declaration)."""
-    if settings.labels is None:
-        return declared
-    values = sorted(declared) if declared else list(range(len(settings.labels)))
-    if len(values) != len(settings.labels):
-        raise SegError(
-            "E-CONFIG",
-            Exit.USAGE,
-            "",
-            f"{len(settings.labels)} label names for {len(values)} values",
-            "name every class, background first",
-        )
-    return dict(zip(values, settings.labels, strict=True))
-
-
-def _spec(settings: Settings, decided: Plan) -> ModelSpec:
-    return ModelSpec(
-        name=settings.name or Path(settings.data[0]).resolve().name,
-        labels=decided.labels,
-        label_values=decided.label_values,
-        channels=decided.channels,
-        spacing=decided.spacing,
-        normalisation=decided.normalisation,
-        window=decided.window,
-        stride=decided.stride,
-        dims=decided.dims,
-        tiling="window" if settings.tiling == "window" else "free",
-        intensity_range=decided.intensity_range,
-    )
-
-
-def _config(settings: Settings, decided: Plan, spec: ModelSpec, split: Split, checked: Checked) -> dict[str, Any]:
-    """Everything the result depends on; two runs with the same config and machine give the same weights."""
-    iterations = decided.iterations
-    every = settings.validate_every if settings.validate_every is not None else max(1, iterations // 10)
-    loop = LoopConfig(iterations, spec.window, settings.seed, validate_every=every)
-    return {
-        "version": __version__,
-        "data": _data_digest(split, checked.facts),
-        "split": {role: [case.id for case in getattr(split, role)] for role in ("labeled", "unlabeled", "val")},
-        "spec": json.loads(spec.to_json()),
-        "network": {"name": settings.network, "width": decided.width},
-        "method": {
-            "name": settings.method,
-            "preset": settings.preset,
-            "options": asdict(_method_config(settings)),
-        },
-        "augmentation": asdict(override(WeakAugmentation(), settings.augmentation, "augmentation")),
-        "loop": asdict(override(loop, settings.loop, "loop")),
-        "precision": settings.precision,
-        "license": settings.license,
-    }
-
-
-def _method_config(settings: Settings) -> MethodConfig:
-    """The method's defaults, then the preset's values, then the user's."""
-    presets = PRESETS.get(settings.method, {})
-    if settings.preset and settings.preset not in presets:
-        known = ", ".join(presets) or "none"
-        raise SegError(
-            "E-CONFIG", Exit.USAGE, "", f"{settings.method} has no preset {settings.preset}", f"use one of: {known}"
-        )
-    options = {**presets.get(settings.preset or "", {}), **settings.method_options}
-    return override(METHODS[settings.method].Config(), options, "method")
-
-
-def _refuse_bad_options(settings: Settings) -> None:
-    """Before the data are read: minutes of checking should not end in a misspelled option."""
-    _method_config(settings)
-    override(WeakAugmentation(), settings.augmentation, "augmentation")
-    if fixed := {"iterations", "window", "seed", "validate_every"} & settings.loop.keys():
-        found = f"[loop] {', '.join(sorted(fixed))}"
-        raise SegError("E-CONFIG", Exit.USAGE, "", found, "set it at the top of the file or with its flag")
-    override(LoopConfig(1, (1, 1, 1)), settings.loop, "loop")
-
-
-def _data_digest(split: Split, facts: dict[str, CaseFacts]) -> str:
-    """One hash over the voxels and labels of all training cases."""
-    digest = hashlib.sha256()
-    for case in (*split.labeled, *split.unlabeled):
-        fact = facts[case.id]
-        digest.update(f"{case.id}:{fact.sha256}:{fact.label_sha256};".encode())
-    return digest.hexdigest()
-
-
-def build_method(config: dict[str, Any]) -> Method:
-    """The method with its network, as config.json describes it, freshly initialised from the run's seed."""
-    spec, network = ModelSpec.from_dict(config["spec"]), config["network"]
-    cls = METHODS[config["method"]["name"]]
-    options = override(cls.Config(), config["method"]["options"], "method")
-    torch.manual_seed(config["loop"]["seed"])
-    net = build_network(network["name"], len(spec.channels), len(spec.labels), network["width"], options.dropout)
-    return cls(net, options, config["loop"]["iterations"])
-
-
-def trained_method(folder: Path) -> tuple[Method, dict[str, Any], dict[str, Any]]:
-    """The method of a run with its newest weights, the config, and the checkpoint (for `seg-export`)."""
-    config = read_config(folder)
-    state, _ = load_checkpoint(folder)
-    method = build_method(config)
-    method.load_state_dict(state["method"])
-    return method, config, state
+def _load_teacher(settings: Settings, device: torch.device, precision: torch.dtype) -> Teacher | None:
+    """A run folder, an artifact, or the name of a shipped model."""
+    path = settings.distill
+    if path is None:
+        return None
+    if Path(path).is_dir():
+        method, config, _ = trained_method(Path(path))
+        teacher = Teacher.of_run(path, method.deployed(), config, device, precision)
+    else:
+        teacher = Teacher.of_artifact(path, device)
+    if settings.spacing not in (None, teacher.spec.spacing):
+        found, expected = f"spacing {settings.spacing}", f"the teacher's, {teacher.spec.spacing}"
+        raise SegError("E-TEACHER", Exit.USAGE, path, found, "leave --spacing to the teacher", expected)
+    return teacher
 
 
 def train(
@@ -226,7 +165,7 @@ def train(
     say: Callable[[str], None],
     report: Callable[[int, int, dict[str, float], float], None] = lambda *_: None,
 ) -> dict[str, Any]:
-    """Run the whole job; returns the final validation.
+    """Run the whole job; returns the final validation. Under torchrun every process calls this.
 
     Parameters
     ----------
@@ -235,60 +174,79 @@ def train(
     Raises
     ------
     SegError : E-OUT-SAME and E-RUN-EXISTS when the folder is no place for a new run; E-RUN-NONE when there is none to
-        resume; E-RUN-CONFIG when the settings or data differ from the run's; and all that preparing and training raise.
+        resume; E-RUN-CONFIG when the settings or data differ from the run's; E-PEER when another process of the
+        training ended; and all that preparing and training raise.
     """
     folder = Path(settings.output)
-    _refuse_bad_options(settings)
+    refuse_bad_options(settings)
     device = device_of(settings.device)
-    precision = precision_of(settings.precision, device)
-    _refuse_folder(folder, settings.data, resume)
-    with locked(folder):
-        if not resume:
-            _refuse_run(folder)  # it may have begun since
-        elif settings.window is None:
-            # The planned window depends on the memory that was free then.
-            settings = replace(settings, window=ModelSpec.from_dict(read_config(folder)["spec"]).window)
-        job = prepare_job(settings, say, device)
-        if resume:
-            _refuse_changes(folder, job.config)
-        else:
-            write_json(folder / CONFIG, job.config)
-            (folder / "plan.txt").write_text(job.plan.describe() + "\n")
+    processes = join(device)
+    engine = Engine(device, precision_of(settings.precision, device), settings.compile, processes)
+    if not processes.first:
+        say, report = (lambda _: None), (lambda *_: None)
+    with ExitStack() as held, refused_by_a_peer(processes, str(folder)):
+        teacher = _load_teacher(settings, device, engine.precision)
+        job = processes.share(partial(_begin, settings, folder, resume, engine, say, held, teacher))
         began = time.monotonic()
-        loop = _loop(job, folder, device, precision, report)
+        loop = _loop(job, folder, engine, report)
+        if teacher is not None:
+            assert isinstance(loop.method, Distill)
+            loop.method.teacher = teacher.logits
         if resume:
             _resume(loop, folder, say)
-        say(f"training on {device} in {str(precision).removeprefix('torch.')}, from step {loop.step}")
+        numbers = job.config["engine"]["precision"] + (", compiled" if engine.compiled else "")
+        where = f"{processes.size} processes, {device.type}" if processes.size > 1 else str(device)
+        say(f"training on {where} in {numbers}, from step {loop.step}")
         loop.run()
-        result = validate(loop.method.deployed(), job.split.val, job.spec, device, torch.float32)
-        result |= {"step": loop.step, "seconds": round(time.monotonic() - began, 1)}
-        write_json(folder / "validation.json", result)
-        return result
+        return processes.share(partial(_finish, job, folder, loop, began))
 
 
-def _refuse_folder(folder: Path, data: Sequence[str], resume: bool) -> None:
-    """Before anything is written: a run among the scans, over other files, or continued from nothing."""
-    run = folder.resolve()
-    for source in map(Path, data):
-        scans = source.resolve()
-        if run == scans or scans in run.parents or run in scans.parents:
-            where = "is" if run == scans else "is inside" if scans in run.parents else "contains"
-            found, fix = f"{where} the data folder {source}", "choose a folder beside it"
-            raise SegError("E-OUT-SAME", Exit.OUTPUT, str(folder), found, fix)
+def _begin(
+    settings: Settings,
+    folder: Path,
+    resume: bool,
+    engine: Engine,
+    say: Callable[[str], None],
+    held: ExitStack,
+    teacher: Teacher | None,
+) -> Prepared:
+    """Take the run folder until `held` is left, prepare the job, and write or compare its config."""
+    refuse_folder(folder, settings.data, resume)
+    held.enter_context(locked(folder))
     if not resume:
-        _refuse_run(folder)
-        with suppress(OSError):  # absent is fine, and `locked` tells the rest
-            if any(not path.name.startswith(".") for path in folder.iterdir()):
-                found, fix = "holds other files and no run", "choose an empty or a new folder"
-                raise SegError("E-RUN-EXISTS", Exit.OUTPUT, str(folder), found, fix)
-    elif not (folder / CONFIG).exists():
-        raise SegError("E-RUN-NONE", Exit.MODEL, str(folder), "nothing to resume", "train without --resume")
+        refuse_run(folder)  # it may have begun since
+    elif settings.window is None:
+        # The planned window depends on the memory that was free then.
+        settings = replace(settings, window=ModelSpec.from_dict(read_config(folder)["spec"]).window)
+    job = prepare_job(settings, say, engine, teacher)
+    if resume:
+        refuse_changes(folder, job.config)
+    else:
+        write_json(folder / CONFIG, job.config)
+        (folder / "plan.txt").write_text(job.plan.describe() + "\n")
+    volumes = folder / VOLUMES
+    shutil.rmtree(volumes, ignore_errors=True)  # of a run that was killed
+    held.callback(shutil.rmtree, volumes, ignore_errors=True)
+    return job
 
 
-def _refuse_run(folder: Path) -> None:
-    if (folder / CONFIG).exists():
-        fix = "continue it with --resume, or choose another folder"
-        raise SegError("E-RUN-EXISTS", Exit.OUTPUT, str(folder), "a run is here already", fix)
+def _finish(job: Prepared, folder: Path, loop: Loop, began: float) -> dict[str, Any]:
+    backend = ModuleBackend(loop.method.deployed(), loop.device)
+    memory = free_memory(loop.device)
+    evaluation = evaluate(backend, job.split.val, job.spec, memory_bytes=memory, keep=WORST)
+    facts = {"step": loop.step, "seconds": round(time.monotonic() - began, 1)}
+    result = write_evaluation(folder, evaluation, job.spec, facts)
+    _draw_curves(folder, result)
+    return result
+
+
+def _draw_curves(folder: Path, result: dict[str, Any]) -> None:
+    """The losses, and the Dice of every validation where there were some before the last."""
+    log = read_log(folder / "metrics.jsonl")
+    if any("dice" in entry for entry in log):
+        log.append({"step": result["step"] - 1, "dice": {k: m["dice"] for k, m in result["mean"].items()}})
+    if picture := learning_curves(log):
+        write_picture(folder / CURVES, picture)
 
 
 def _resume(loop: Loop, folder: Path, say: Callable[[str], None]) -> None:
@@ -299,7 +257,8 @@ def _resume(loop: Loop, folder: Path, say: Callable[[str], None]) -> None:
             loop.restore({**loop.state(), "step": 0})
             return
         raise
-    if note:
+    loop.processes.any(False)  # all have read it
+    if note and loop.processes.first:
         say(f"warning: {note}")
         set_aside(folder)
     loop.restore(state)
@@ -308,54 +267,41 @@ def _resume(loop: Loop, folder: Path, say: Callable[[str], None]) -> None:
 def _loop(
     job: Prepared,
     folder: Path,
-    device: torch.device,
-    precision: torch.dtype,
+    engine: Engine,
     report: Callable[[int, int, dict[str, float], float], None],
 ) -> Loop:
     config = job.config
     loop_config = override(LoopConfig(1, job.spec.window), config["loop"], "loop")
-    method = build_method(config)
-    unlabeled: tuple[Case, ...] = job.split.unlabeled if method.config.unlabeled_batch else ()
-    labeled = prepare_all(job.split.labeled, job.spec)
+    method = build_method(config, engine.processes)
+    cases = [job.split.labeled, job.split.unlabeled if method.config.unlabeled_batch else ()]
     # Labelled scans are unlabelled ones too: the papers draw the unlabelled half from the rest alone, so do we, unless
     # there is no rest.
-    data = Data(labeled, prepare_all(unlabeled, job.spec) if unlabeled else labeled)
+    labeled, unlabeled = _volumes(job, cases, folder / VOLUMES, engine.processes)
 
     def check(network: torch.nn.Module, step: int) -> dict[str, Any]:
-        result = validate(network, job.split.val, job.spec, device, precision) | {"step": step}
+        result = validate(network, job.split.val, job.spec, engine.device, engine.precision) | {"step": step}
         write_json(folder / "validation.json", result)
         return result
 
     return Loop(
         method,
-        data,
+        Data(labeled, unlabeled or labeled),
         loop_config,
         override(WeakAugmentation(), config["augmentation"], "augmentation"),
         folder,
-        device,
-        precision,
+        engine.device,
+        engine.precision,
+        compiled=engine.compiled,
+        processes=engine.processes,
         validate=check,
         report=lambda step, losses, rate: report(step, loop_config.iterations, losses, rate),
     )
 
 
-def _refuse_changes(folder: Path, config: dict[str, Any]) -> None:
-    """Field by field: what differs between this command and the run."""
-    before, now = _flat(read_config(folder)), _flat(json.loads(json.dumps(config)))
-    changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
-    if changed:
-        what = "; ".join(f"{k} was {before.get(k)}, now {now.get(k)}" for k in changed[:5])
-        raise SegError(
-            "E-RUN-CONFIG",
-            Exit.INPUT_REFUSED,
-            str(folder),
-            f"this is not the run that was started: {what}",
-            "give the same data and flags, or choose another folder",
-        )
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+def _volumes(job: Prepared, cases: Sequence[Sequence[Case]], folder: Path, processes: Processes) -> list[list[Sample]]:
+    """The prepared cases: in memory, or in files where they are too large or several processes use them."""
+    if processes.size == 1 and job.cache_bytes < CACHE_SHARE * available_memory():
+        return [prepare_all(some, job.spec, packed) for some in cases]
+    store = Store(folder)
+    processes.share(lambda: [len(prepare_all(some, job.spec, store.put)) for some in cases])
+    return [[store.get(case.id) for case in some] for some in cases]

@@ -4,11 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .processes import summed
+
 SMOOTH = 1e-5
 
 
 def soft_dice(p: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:
-    """Dice loss 1 - (2 sum pt + s) / (sum p^2 + sum t^2 + s), one ratio over the whole batch.
+    """Dice loss 1 - (2 sum pt + s) / (sum p^2 + sum t^2 + s), one ratio over the whole batch, of all processes.
 
     Source: losses.dice_loss of the UA-MT and CrossMatch repositories.
 
@@ -20,8 +22,9 @@ def soft_dice(p: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:
     """
     t = target if keep is None else target * keep
     q = p if keep is None else p * keep
-    overlap, squares = (q * t).sum(), (q * q).sum() + (t * t).sum()
-    return 1.0 - (2.0 * overlap + SMOOTH) / (squares + SMOOTH)
+    overlap, squares = summed(torch.stack([(q * t).sum(), (q * q).sum() + (t * t).sum()]))
+    loss: Tensor = 1.0 - (2.0 * overlap + SMOOTH) / (squares + SMOOTH)
+    return loss
 
 
 def dice_loss(logits: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -34,3 +37,20 @@ def dice_loss(logits: Tensor, target: Tensor, keep: Tensor | None = None) -> Ten
 def supervised_loss(logits: Tensor, target: Tensor) -> Tensor:
     """(CE + Dice) / 2, the supervised loss of CrossMatch and of the V-Net baseline."""
     return 0.5 * (F.cross_entropy(logits.float(), target) + dice_loss(logits, target))
+
+
+def linear_dice(logits: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Mean Dice loss 1 - (2 sum pt + s) / (sum p + sum t + s) over the foreground classes (MC-Net, SS-Net, CAML)."""
+    p = logits.float().softmax(dim=1)[:, 1:]
+    t = one_hot(target, logits.shape[1])[:, 1:]
+    if keep is not None:
+        p, t = p * keep[:, None], t * keep[:, None]
+    axes = [0, *range(2, p.ndim)]
+    smooth = 1e-8
+    ratio = (2 * (p * t).sum(axes) + smooth) / (p.sum(axes) + t.sum(axes) + smooth)
+    return (1.0 - ratio).mean()
+
+
+def one_hot(target: Tensor, classes: int) -> Tensor:
+    """(N, ...) int -> (N, K, ...) float32."""
+    return F.one_hot(target, classes).movedim(-1, 1).float()

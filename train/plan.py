@@ -4,7 +4,7 @@ Deterministic arithmetic on `CaseFacts`; it opens no file and knows of the devic
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
@@ -13,6 +13,7 @@ import numpy as np
 from seg.infer.errors import Exit
 from seg.infer.resample import resampled_extent
 from seg.infer.spec import Normalisation
+from seg.infer.volume import Reorientation
 
 from .cases import refusal
 from .facts import QUANTILES, CaseFacts
@@ -29,6 +30,7 @@ from .window import (
 )
 
 Vec3 = tuple[float, float, float]
+Grid = tuple[float | None, float | None, float | None]
 
 STRIDE = 16  # four halvings in the network
 WIDTH = 16  # channels at full resolution
@@ -44,10 +46,12 @@ class Plan:
 
     Attributes
     ----------
-    dims : 2 (axial slices) or 3.
+    dims : 2 (slices) or 3.
+    orientation : as in `ModelSpec`.
     modality : "CT" or "MR", guessed from the intensities.
-    spacing : mm along R, A, S; None keeps the scan's own (the slice axis in 2D).
-    median_shape : voxels along R, A, S of the median training case on that grid.
+    spacing : mm along the axes of the network's grid; None keeps the scan's own (in 2D: across the slices, and
+        everywhere if sizes are not known).
+    median_shape : voxels of the median training case on that grid.
     normalisation, window, stride, intensity_range : as in `ModelSpec`.
     labels, label_values : class names and mask values, background first.
     channels : names, in order.
@@ -58,8 +62,9 @@ class Plan:
     """
 
     dims: Literal[2, 3]
+    orientation: Literal["RAS", "slices"]
     modality: Literal["CT", "MR"]
-    spacing: tuple[float | None, float | None, float | None]
+    spacing: Grid
     median_shape: Shape3
     normalisation: Normalisation
     window: Shape3
@@ -74,6 +79,10 @@ class Plan:
     cases: int
     notes: tuple[str, ...] = ()
 
+    @property
+    def _axes(self) -> str:
+        return "R x A x S" if self.orientation == "RAS" else "slices as stored"
+
     def describe(self) -> str:
         """The plan as text for a terminal."""
         norm = self.normalisation
@@ -85,7 +94,7 @@ class Plan:
             ("cases", str(self.cases)),
             ("modality", f"{self.modality} (guessed), channels {', '.join(self.channels)}"),
             ("classes", classes),
-            ("grid", f"{' x '.join('own' if s is None else f'{s:g}' for s in self.spacing)} mm (R x A x S)"),
+            ("grid", f"{' x '.join('own' if s is None else f'{s:g}' for s in self.spacing)} mm ({self._axes})"),
             ("median shape", f"{times(self.median_shape)} voxels on that grid"),
             ("window", f"{times(self.window)} voxels, {self.dims}D"),
             ("intensities", f"{rule}; seen {self.intensity_range[0]:g} to {self.intensity_range[1]:g}"),
@@ -100,13 +109,14 @@ def plan(
     facts: Sequence[CaseFacts],
     label_names: Mapping[int, str] | None,
     *,
-    spacing: tuple[float | None, float | None, float | None] | None = None,
+    spacing: Grid | None = None,
     window: Shape3 | None = None,
     width: int | None = None,
     iterations: int | None = None,
     memory_bytes: int,
     device: Literal["cpu", "cuda"] = "cuda",
     dims: Literal[2, 3] = 3,
+    batch_labeled: int = BATCH_LABELED,
     channel_names: Sequence[str] | None = None,
 ) -> Plan:
     """Decide everything that the user did not.
@@ -118,6 +128,7 @@ def plan(
     spacing, window, width : the user's choice in mm, voxels and channels, or None.
     iterations : the user's choice, or None.
     memory_bytes, device : of the device that trains; on a CPU the plan is small enough to be of use, and says its cost.
+    dims, batch_labeled : of the network and the method.
 
     Raises
     ------
@@ -127,24 +138,26 @@ def plan(
     facts = sorted(facts, key=lambda fact: fact.id)
     values = sorted({0, *(label_names or ()), *(value for fact in facts for value in fact.class_voxels)})
     _judge_choices(facts, values, spacing, width, channel_names)
-    grid = spacing or target_spacing(facts)
-    grid = (grid[0], grid[1], grid[2] if dims == 3 else None)
+    orientation = "RAS" if dims == 3 else slice_orientation(facts)
+    facts = facts if orientation == "RAS" else [_across_last(fact) for fact in facts]
+    grid, grid_notes = _grid(facts, spacing, orientation, dims)
     shape = median_shape(facts, grid)
     stride = (STRIDE, STRIDE, STRIDE if dims == 3 else 1)
-    slow = device == "cpu" and dims == 3
-    width = width or (CPU_WIDTH if slow else WIDTH)
+    slow = device == "cpu"
+    width = width or (CPU_WIDTH[dims] if slow else WIDTH)
     iterations = iterations or ITERATIONS
     budget = min(MAX_WINDOW_VOXELS, voxel_budget(memory_bytes, width))
     if window is None:
-        window = _largest_window(facts, grid, shape, stride, min(budget, prod(CPU_WINDOW)) if slow else budget)
+        window = _largest_window(facts, grid, shape, stride, min(budget, prod(CPU_WINDOW[dims])) if slow else budget)
     modality, doubts = guess_modality(facts)
-    notes = [*judge_window(window, stride, budget), *doubts]
-    notes += cpu_notes(window, width, BATCH_LABELED, iterations) if slow else []
+    notes = [*grid_notes, *judge_window(window, stride, budget), *doubts]
+    notes += cpu_notes(window, width, batch_labeled, iterations) if slow else []
     names = {0: "background", **(label_names or {})}
     number = len(facts[0].channels)
     numbered = [modality] if number == 1 else [f"{modality} {n}" for n in range(number)]
     return Plan(
         dims=dims,
+        orientation=orientation,
         modality=modality,
         spacing=grid,
         median_shape=shape,
@@ -157,10 +170,40 @@ def plan(
         intensity_range=intensity_range(facts),
         width=width,
         iterations=iterations,
-        batch_labeled=BATCH_LABELED,
+        batch_labeled=batch_labeled,
         cases=len(facts),
         notes=tuple(notes),
     )
+
+
+def slice_orientation(facts: Sequence[CaseFacts]) -> Literal["RAS", "slices"]:
+    """RAS if every scan is known to be a stack of axial slices, else slices as they are stored."""
+    axial = all(f.size_known and Reorientation.of_slices(f.shape, f.spacing).axes[2] == 2 for f in facts)
+    return "RAS" if axial else "slices"
+
+
+def _across_last(fact: CaseFacts) -> CaseFacts:
+    """The facts with the axis across the slices last."""
+    i, j, k = Reorientation.of_slices(fact.shape, fact.spacing).axes
+    shape, spacing = fact.shape, fact.spacing
+    return replace(fact, shape=(shape[i], shape[j], shape[k]), spacing=(spacing[i], spacing[j], spacing[k]))
+
+
+def _grid(facts: Sequence[CaseFacts], chosen: Grid | None, orientation: str, dims: int) -> tuple[Grid, list[str]]:
+    """The network's grid in mm, and what the user should know of it."""
+    notes = []
+    if orientation == "slices":
+        text = "slices are taken as stored, for they are not axial or nothing says so: [augmentation] mirror = [0, 1], "
+        notes.append(text + "rot90 = true make the network independent of their directions")
+    grid = chosen or target_spacing(facts)
+    if dims == 2:
+        grid = (grid[0], grid[1], None)
+    if unknown := sum(not fact.size_known for fact in facts):
+        own = dims == 2 and chosen is None
+        grid = (None, None, None) if own else grid
+        does = "the network's grid is each scan's own" if own else "they are taken as 1 mm"
+        notes.append(f"the voxel sizes of {unknown} of {len(facts)} scans are not known (1, in no stated unit): {does}")
+    return grid, notes
 
 
 def target_spacing(facts: Sequence[CaseFacts]) -> Vec3:

@@ -61,13 +61,13 @@ def prepare(case: Case, spec: ModelSpec) -> Sample:
     return Sample(case.id, image, label)
 
 
-def prepare_all(cases: Sequence[Case], spec: ModelSpec, tick: Callable[[], None] = lambda: None) -> list[Sample]:
-    """All cases in order; `tick` is called as each one is done."""
+def prepare_all(
+    cases: Sequence[Case], spec: ModelSpec, keep: Callable[[Sample], Sample] = lambda sample: sample
+) -> list[Sample]:
+    """All cases in order, each as `keep` returns it (see `cache`)."""
 
     def one(case: Case) -> Sample:
-        sample = prepare(case, spec)
-        tick()
-        return sample
+        return keep(prepare(case, spec))
 
     with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
         return list(pool.map(one, cases))

@@ -2,16 +2,18 @@
 
 config.json       every setting used, the model spec and the split; compared on --resume
 checkpoint.pt     newest checkpoint (checkpoint.previous.pt: the one before)
+.volumes/         prepared cases that do not fit into memory, while a training runs
 metrics.jsonl     one line per logged step
 validation.json   per-case metrics of the newest validation, and the number of steps finished before it
+validation.csv    the same of the finished run as a table; worst-cases.png and curves.png are pictures of it
 tensorboard/      the same curves
 """
 
 import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import torch
 
 from seg.infer.errors import Exit, SegError
 
+CONFIG, VOLUMES = "config.json", ".volumes"
 CHECKPOINT, PREVIOUS, DAMAGED = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.damaged.pt"
 
 
@@ -49,6 +52,37 @@ def locked(folder: Path) -> Iterator[None]:
                 "wait for it, or choose another folder",
             ) from None
         yield
+
+
+def refuse_data_folder(folder: Path, data: Sequence[str]) -> None:
+    """E-OUT-SAME for an output among the scans, or around them."""
+    run = folder.resolve()
+    for source in map(Path, data):
+        scans = source.resolve()
+        if run == scans or scans in run.parents or run in scans.parents:
+            where = "is" if run == scans else "is inside" if scans in run.parents else "contains"
+            found, fix = f"{where} the data folder {source}", "choose a folder beside it"
+            raise SegError("E-OUT-SAME", Exit.OUTPUT, str(folder), found, fix)
+
+
+def refuse_folder(folder: Path, data: Sequence[str], resume: bool) -> None:
+    """Before anything is written: a run among the scans, over other files, or continued from nothing."""
+    refuse_data_folder(folder, data)
+    if not resume:
+        refuse_run(folder)
+        with suppress(OSError):  # absent is fine, and `locked` tells the rest
+            if any(not path.name.startswith(".") for path in folder.iterdir()):
+                found, fix = "holds other files and no run", "choose an empty or a new folder"
+                raise SegError("E-RUN-EXISTS", Exit.OUTPUT, str(folder), found, fix)
+    elif not (folder / CONFIG).exists():
+        raise SegError("E-RUN-NONE", Exit.MODEL, str(folder), "nothing to resume", "train without --resume")
+
+
+def refuse_run(folder: Path) -> None:
+    """Of a run that is there already."""
+    if (folder / CONFIG).exists():
+        fix = "continue it with --resume, or choose another folder"
+        raise SegError("E-RUN-EXISTS", Exit.OUTPUT, str(folder), "a run is here already", fix)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -135,7 +169,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     SegError : E-RUN-NONE when the folder is not a run.
     """
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
     except (OSError, ValueError) as error:
         raise SegError(
             "E-RUN-NONE",

@@ -6,6 +6,7 @@ how many steps ran before, on prefetching, or on an interruption.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from seg.infer.volume import Shape3
 
 LABELED, UNLABELED = 0, 1
+FOREGROUND_VOXELS = 1 << 16  # of a case, evenly taken, are candidates for the place of a crop
 
 T = TypeVar("T", bound=np.generic)
 
@@ -25,13 +27,21 @@ class Sample:
     Attributes
     ----------
     id : case name, for messages.
-    image : (C, X, Y, Z) float32 on the network grid, normalised.
+    image : (C, X, Y, Z) on the network grid; `image * slope + offset` is float32 and normalised.
     label : (X, Y, Z) uint8 class indices on the same grid, or None.
     """
 
     id: str
-    image: NDArray[np.float32]
+    image: NDArray[np.float32] | NDArray[np.int16]
     label: NDArray[np.uint8] | None
+    slope: float = 1.0
+    offset: float = 0.0
+
+    @cached_property
+    def foreground(self) -> NDArray[np.int64]:
+        """Flat indices of labelled voxels, searched once."""
+        voxels = np.flatnonzero(self.label) if self.label is not None else np.zeros(0, np.int64)
+        return voxels[:: -(-len(voxels) // FOREGROUND_VOXELS) or 1]
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,7 @@ def draw(
     seed: int,
     step: int,
     stream: int,
+    first: int = 0,
     foreground: float = 0.0,
     flips: Sequence[int] = (),
     rotate: bool = False,
@@ -65,12 +76,13 @@ def draw(
     Parameters
     ----------
     window : crop extent in voxels; volumes smaller than it are padded with 0, the mean after normalisation.
+    first : index of the first crop in the step's whole batch, of which other processes draw the rest.
     foreground : probability that a labelled crop contains a random foreground voxel at a random place.
     flips : axes that are mirrored with probability 1/2 each.
     rotate : rotate by a multiple of 90 degrees in the x-y plane (window x and y must be equal), as the papers do.
     """
     images, labels, ids = [], [], []
-    for index in range(count):
+    for index in range(first, first + count):
         rng = random_numbers(seed, step, stream, index)
         sample = samples[int(rng.integers(len(samples)))]
         image, label = _crop(sample, window, rng, foreground)
@@ -97,17 +109,16 @@ def _crop(
     highest = [max(0, n - w) for n, w in zip(shape, window, strict=True)]
     # A volume smaller than the window stands anywhere inside it; a larger one is cropped anywhere.
     start = [int(rng.integers(low, high + 1)) for low, high in zip(lowest, highest, strict=True)]
-    if sample.label is not None and rng.random() < foreground:
-        voxels = np.flatnonzero(sample.label)
-        if len(voxels):
-            at = np.unravel_index(int(voxels[rng.integers(len(voxels))]), shape)
-            for axis, (place, w) in enumerate(zip(at, window, strict=True)):
-                offset = int(rng.integers(w))
-                start[axis] = int(np.clip(int(place) - offset, lowest[axis], highest[axis]))
+    if sample.label is not None and rng.random() < foreground and len(voxels := sample.foreground):
+        at = np.unravel_index(int(voxels[rng.integers(len(voxels))]), shape)
+        for axis, (place, w) in enumerate(zip(at, window, strict=True)):
+            offset = int(rng.integers(w))
+            start[axis] = int(np.clip(int(place) - offset, lowest[axis], highest[axis]))
     image = np.zeros((len(sample.image), *window), np.float32)
     inside = tuple(slice(max(0, -s), min(w, n - s)) for s, w, n in zip(start, window, shape, strict=True))
     source = tuple(slice(max(0, s), s + w) for s, w in zip(start, window, strict=True))
-    image[(slice(None), *inside)] = sample.image[(slice(None), *source)]
+    part = np.multiply(sample.image[(slice(None), *source)], np.float32(sample.slope), dtype=np.float32)
+    image[(slice(None), *inside)] = part + np.float32(sample.offset)
     if sample.label is None:
         return image, None
     label = np.zeros(window, np.uint8)

@@ -15,14 +15,18 @@ if TYPE_CHECKING:
 class Settings:
     """Everything `seg-train` takes. A TOML file has the same names, and tables [method], [augmentation], [loop].
 
+    [method] may hold the method's `name` and `preset` beside its settings.
+
     Attributes
     ----------
     data : folders of cases, united.
     labeled, split : which cases are labelled (see `cases.choose_split`).
     preset : a named set of the method's values (crossmatch: paper, official, fast).
+    compile : through torch.compile.
     spacing : mm along R, A, S. window : voxels.
     labels : names of the classes in the order of their values, background first, where dataset.json does not tell.
     tiling : "free", or "window" for networks that must not see tiles larger than in training.
+    distill : the teacher, a run or an artifact; makes the method "distill".
     license : under which the weights may be used, for the model card.
     validate_every : steps between validations; 0 validates at the end alone, None plans it.
     method_options, augmentation, loop : overrides of `Method.Config`, `WeakAugmentation`, `LoopConfig` by field name.
@@ -44,12 +48,18 @@ class Settings:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = 0
     validate_every: int | None = None
+    compile: bool = False
     labels: tuple[str, ...] | None = None
     tiling: Literal["free", "window"] = "free"
+    distill: str | None = None
     license: str | None = None
     method_options: dict[str, Any] = field(default_factory=dict)
     augmentation: dict[str, Any] = field(default_factory=dict)
     loop: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.distill is not None and self.method == "supervised":  # the default
+            object.__setattr__(self, "method", "distill")
 
     def with_file(self, path: str, given: set[str]) -> "Settings":
         """The same settings with the values of a TOML file, except for those `given` on the command line.
@@ -69,7 +79,11 @@ class Settings:
                 f"cannot be read ({error})",
                 "give a TOML file such as those in benchmarks/recipes",
             ) from error
-        values = {"method_options" if isinstance(v, dict) and k == "method" else k: v for k, v in raw.items()}
+        values = dict(raw)
+        if isinstance(table := raw.get("method"), dict):
+            del values["method"]
+            values |= {top: table[name] for name, top in _IN_METHOD.items() if name in table}
+            values["method_options"] = {k: v for k, v in table.items() if k not in _IN_METHOD}
         allowed = {f.name for f in fields(self)} - {"data", "output"}
         if unknown := sorted(set(values) - allowed):
             raise SegError(
@@ -84,8 +98,13 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise SegError("E-CONFIG", Exit.USAGE, "", f"{name} {value}", "correct the value", f"at least {least}")
+        if (self.method == "distill") != (self.distill is not None):
+            found = f"method {self.method} {'without' if self.distill is None else 'with'} a teacher"
+            raise SegError("E-CONFIG", Exit.USAGE, "", found, "give --distill TEACHER, and no other --method")
         return self
 
+
+_IN_METHOD = {"name": "method", "preset": "preset"}  # [method] entries that are settings of their own
 
 S = TypeVar("S", bound="DataclassInstance")
 

@@ -1,6 +1,7 @@
 """Strong views of CrossMatch, in batch on the training device: bias field, gamma, blur; and CutMix boxes.
 
-Source: LA/code/dataloaders/la_heart.py of the official repository and torchio 0.19's definitions.
+Source: LA/code/dataloaders/la_heart.py of the official repository and torchio 0.19's definitions. Slices get the same
+in two dimensions; the official code for ACDC has brightness and contrast jitter in the place of bias field and gamma.
 """
 
 import torch
@@ -17,38 +18,44 @@ def _rand(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def strong_view(u: Tensor, generator: torch.Generator) -> Tensor:
-    """(B, C, X, Y, Z) float32 weak view -> strong view: p 0.8 bias field then gamma; p 0.5 blur."""
+    """(B, C, X, Y[, Z]) float32 weak view -> strong view: p 0.8 bias field then gamma; p 0.5 blur."""
     with torch.autocast(u.device.type, enabled=False):  # its products would round the image to bf16
         return _strong_view(u, generator)
 
 
 def _strong_view(u: Tensor, generator: torch.Generator) -> Tensor:
-    jitter = (_rand(generator, len(u)) < JITTER_P)[:, None, None, None, None]
-    blur = (_rand(generator, len(u)) < BLUR_P)[:, None, None, None, None]
+    each = (len(u), *[1] * (u.ndim - 1))  # one number a sample
+    jitter = _rand(generator, *each) < JITTER_P
+    blur = _rand(generator, *each) < BLUR_P
     field = bias_field(len(u), u.shape[2:], generator)[:, None]
-    exponent = torch.exp(LOG_GAMMA * (2 * _rand(generator, len(u), 1, 1, 1, 1) - 1))
+    exponent = torch.exp(LOG_GAMMA * (2 * _rand(generator, *each) - 1))
     biased = u * field
     # z-scored data are negative in part: the sign is kept
     jittered = biased.sign() * biased.abs().clamp_min(1e-12) ** exponent
     view = torch.where(jitter, jittered, u)
     low, high = BLUR_SIGMA
-    sigma = low + (high - low) * _rand(generator, len(u), 3)
+    sigma = low + (high - low) * _rand(generator, len(u), u.ndim - 2)
     return torch.where(blur, gaussian_blur(view, sigma), view)
 
 
 def bias_field(count: int, shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """(count, X, Y, Z): exp of the 20 monomials of total degree <= 3 on [-1, 1], coefficients uniform in +-0.5."""
-    n = BIAS_ORDER + 1
-    degree = torch.arange(n, device=generator.device)
-    allowed = degree[:, None, None] + degree[:, None] + degree <= BIAS_ORDER
-    coefficients = BIAS_COEFFICIENT * (2 * _rand(generator, count, n, n, n) - 1) * allowed
-    x, y, z = (torch.linspace(-1, 1, extent, device=generator.device)[:, None] ** degree for extent in shape)
-    return torch.einsum("bijk,xi,yj,zk->bxyz", coefficients, x, y, z).exp()
+    """(count, *shape): exp of the monomials of total degree <= 3 on [-1, 1], coefficients uniform in +-0.5.
+
+    Volumes have 20 monomials, slices 10.
+    """
+    degree = torch.arange(BIAS_ORDER + 1, device=generator.device)
+    total = torch.stack(torch.meshgrid(*[degree] * len(shape), indexing="ij")).sum(dim=0)
+    drawn = 2 * _rand(generator, count, *total.shape) - 1
+    field = BIAS_COEFFICIENT * drawn * (total <= BIAS_ORDER)
+    for extent in shape:  # each product takes the degrees of the first axis left and puts its positions last
+        powers = torch.linspace(-1, 1, extent, device=generator.device)[:, None] ** degree
+        field = torch.tensordot(field, powers, dims=([1], [1]))
+    return field.exp()
 
 
 def gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
-    """(B, C, X, Y, Z) blurred by (B, 3) sigmas in voxels: three batched matrix products, edges reflected."""
-    for axis in range(3):
+    """(B, C, *shape) blurred by (B, dims) sigmas in voxels: a batched matrix product an axis, edges reflected."""
+    for axis in range(image.ndim - 2):
         matrix = _blur_matrix(image.shape[axis + 2], sigma[:, axis])
         moved = image.movedim(axis + 2, 2)
         flat = moved.reshape(len(image), image.shape[1], moved.shape[2], -1)
@@ -70,21 +77,24 @@ def _blur_matrix(extent: int, sigma: Tensor) -> Tensor:
 
 
 def cutmix_boxes(count: int, shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """(count, X, Y, Z) bool, one box each with probability 0.5.
+    """(count, *shape) bool, one box each with probability 0.5.
 
-    Volume fraction uniform in [0.02, 0.4], edge ratio uniform in [0.3, 3.33]. The official code swaps axes 0 and 2 when
-    it writes the box and so cuts 17 % off it; here the box has the volume that was drawn.
+    Fraction of the volume (of slices: the area) uniform in [0.02, 0.4], edge ratio uniform in [0.3, 3.33]. The official
+    code for volumes swaps axes 0 and 2 when it writes the box and so cuts 17 % off it; here the box has the volume that
+    was drawn.
     """
-    draws = _rand(generator, count, 6)
+    dims = len(shape)
+    draws = _rand(generator, count, dims + 3)
     fraction, ratio = 0.02 + 0.38 * draws[:, 0], 0.3 + (1 / 0.3 - 0.3) * draws[:, 1]
     volume = fraction * shape.numel()
-    edges = torch.stack([(volume / ratio) ** (1 / 3), (volume * ratio) ** (1 / 3), volume ** (1 / 3)], dim=1)
+    parts = [volume / ratio, volume * ratio, volume][:dims]
+    edges = torch.stack([part ** (1 / dims) for part in parts], dim=1)
     extent = torch.tensor(shape, device=generator.device)
     edges = torch.minimum(edges.round(), extent)
-    start = (draws[:, 2:5] * (extent - edges + 1)).floor()
-    inside = torch.ones(count, *shape, dtype=torch.bool, device=generator.device)
-    for axis in range(3):
+    start = (draws[:, 2:-1] * (extent - edges + 1)).floor()
+    inside = (draws[:, -1] < CUTMIX_P).view(count, *[1] * dims).expand(count, *shape)
+    for axis in range(dims):
         at = torch.arange(shape[axis], device=generator.device)
         within = (at >= start[:, axis, None]) & (at < start[:, axis, None] + edges[:, axis, None])
-        inside &= within.view(count, *(-1 if a == axis else 1 for a in range(3)))
-    return inside & (draws[:, 5] < CUTMIX_P).view(-1, 1, 1, 1)
+        inside = inside & within.view(count, *(-1 if a == axis else 1 for a in range(dims)))
+    return inside

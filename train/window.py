@@ -16,12 +16,13 @@ BATCH_SAMPLES = 8  # labelled and unlabelled windows in memory at a time
 BYTES_PER_VOXEL_AND_CHANNEL = 2 * 4 * 6.6
 MEMORY_SHARE = 0.7  # the rest is for weights, optimiser, workspaces and fragmentation
 MAX_WINDOW_VOXELS = 128**3  # about nnU-Net's largest usual patch; more costs time before it costs memory
-# Multiply-adds of one V-Net pass at width 16: 17.437 G in the encoder, 22.672 G in the decoder at 112 x 112 x 80.
+# Multiply-adds of one V-Net pass at width 16: 17.437 G in the encoder, 22.672 G in the decoder at 112 x 112 x 80. The
+# 2D U-Net has 45,600 a pixel: the same, as exact as this estimate is.
 MACS_PER_VOXEL = (17.437e9 + 22.672e9) / (112 * 112 * 80)
 PASSES = 3  # a training step: forward, and backward to the activations and to the weights
 CPU_MACS_PER_SECOND = 50e9  # 100 GFLOP/s, a few cores
-CPU_WINDOW = (64, 64, 48)  # about 2 s a step at width 16, half a second at width 8
-CPU_WIDTH = 8
+CPU_WINDOW = {3: (64, 64, 48), 2: (192, 192, 1)}  # by dimensions; about 2 s a step at width 16, 1 s for 12 slices
+CPU_WIDTH = {3: 8, 2: 16}
 
 
 def voxel_budget(memory_bytes: int, width: int) -> int:
@@ -73,16 +74,17 @@ def cpu_step_seconds(window: Shape3, width: int, batch: int) -> float:
 
 
 def cpu_notes(window: Shape3, width: int, batch: int, iterations: int) -> list[str]:
-    """What a 3D training costs on a CPU, and which flags make it cheaper."""
+    """What a training costs on a CPU, and which flags make it cheaper."""
     seconds = cpu_step_seconds(window, width, batch)
     hours = seconds * iterations / 3600
     cost = f"{_rough(seconds)} s a step, {_rough(hours)} h for {iterations} iterations"
     notes = [f"on a CPU about {cost} (estimate, labelled windows alone)"]
+    dims = 3 if window[2] > 1 else 2
     faster = ["a coarser --spacing"]
-    if np.prod(window) > np.prod(CPU_WINDOW):
-        faster.append(f"--window {','.join(map(str, CPU_WINDOW))}")
-    if width > CPU_WIDTH:
-        faster.append(f"--width {CPU_WIDTH}")
+    if np.prod(window) > np.prod(CPU_WINDOW[dims]):
+        faster.append(f"--window {','.join(map(str, CPU_WINDOW[dims]))}")
+    if width > CPU_WIDTH[dims]:
+        faster.append(f"--width {CPU_WIDTH[dims]}")
     if len(faster) > 1:
         notes.append(f"{', '.join(faster[:-1])} and {faster[-1]} make it faster")
     return notes

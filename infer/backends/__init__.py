@@ -9,7 +9,7 @@ Engines on CUDA offer more: `xp`, the array module they keep their data in (CuPy
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import Any, Literal, Protocol
@@ -39,14 +39,18 @@ BACKENDS: dict[str, tuple[str, str]] = {  # name -> (module, class)
     "onnxruntime": ("onnxruntime_", "OnnxRuntimeBackend"),
     "tensorrt": ("tensorrt_", "TensorRtBackend"),
     "torch": ("torch_", "TorchBackend"),
+    "triton": ("triton_", "TritonBackend"),
 }
 
 
 ONNX_ENGINES = ("openvino", "onnxruntime")
+TRITON = "triton://"  # triton://HOST:PORT/MODEL is a model on a server
 
 
 def engine_for(path: str, device: str = "auto") -> str:
     """Name of the engine for a model file: the suffix decides, and for ONNX the device."""
+    if path.startswith(TRITON):
+        return "triton"
     if path.endswith((".engine", ".plan")):
         return "tensorrt"
     if path.endswith(".pt2"):
@@ -121,6 +125,12 @@ def to_slices(x: Any) -> Any:
     """(N, C, X, Y, Z) -> (N * Z, C, X, Y), C-contiguous: what a 2D network takes. NumPy or CuPy."""
     slices = x.transpose(0, 4, 1, 2, 3).reshape(-1, *x.shape[1:4])
     return slices if slices.flags.c_contiguous else slices.copy()
+
+
+def sliced_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """Shape of `to_slices` of an array of `shape`."""
+    n, c, x, y, z = shape
+    return n * z, c, x, y
 
 
 def from_slices(y: Any, count: int) -> Any:

@@ -5,13 +5,14 @@ executed without a check of who wrote it.
 """
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..machine import usable_threads
-from . import Precision, closed, cuda_index, from_slices, load_error, no_device, no_precision, to_slices
+from . import Precision, closed, cuda_index, from_slices, load_error, no_device, no_precision, sliced_shape, to_slices
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
@@ -33,6 +34,9 @@ def _openvino() -> Any:
 class OpenVinoBackend:
     """One compiled network. Input shapes may change between calls; each new shape costs a re-plan inside OpenVINO.
 
+    Compiled for a shape known beforehand, the first scan takes 0.2 to 0.3 s less (a V-Net of width 16). Another shape
+    is still right: it costs a second compilation, after which all shapes are taken.
+
     Parameters
     ----------
     path : ONNX file.
@@ -41,6 +45,7 @@ class OpenVinoBackend:
         exists).
     threads : 0 takes all that this process may use.
     output : the graph's output to return; what only other outputs need is not computed.
+    shape : (N, C, X, Y, Z) that is expected.
 
     Raises
     ------
@@ -55,6 +60,7 @@ class OpenVinoBackend:
         precision: Precision = "fp32",
         threads: int = 0,
         output: str = "logits",
+        shape: Sequence[int] | None = None,
     ) -> None:
         if cuda_index(device) is not None:
             raise no_device("openvino", device, "it is used for processors only", "use -d cpu")
@@ -65,29 +71,41 @@ class OpenVinoBackend:
         if precision != "auto":
             config["INFERENCE_PRECISION_HINT"] = _HINTS[precision]
         try:
-            core = ov.Core()
-            model = core.read_model(path)
-            if len(model.outputs) > 1:
-                model = ov.Model([model.output(output)], model.get_parameters())
-            elif output not in model.output(0).names:
+            self._core = ov.Core()
+            self._model = self._core.read_model(path)
+            if len(self._model.outputs) > 1:
+                self._model = ov.Model([self._model.output(output)], self._model.get_parameters())
+            elif output not in self._model.output(0).names:
                 raise RuntimeError(f"the graph has no output {output}")
-            compiled = core.compile_model(model, "CPU", config)
+            self._config = config
+            self._dims = len(self._model.input(0).partial_shape)
+            compiled = self._compile(None if shape is None else tuple(shape))
         except RuntimeError as error:
             raise load_error(path, "OpenVINO", error) from error
         used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if precision != "auto" and used != _HINTS[precision]:
             raise no_precision("openvino", precision, "use --precision fp32")
-        self._dims = len(model.input(0).partial_shape)
+
+    def _compile(self, shape: tuple[int, ...] | None) -> Any:
+        """For one shape, or for all."""
+        model, self._shape = self._model, shape
+        if shape is not None:
+            model = model.clone()
+            model.reshape(sliced_shape(shape) if self._dims == 4 else shape)
+        compiled = self._core.compile_model(model, "CPU", self._config)
         self._request: Any = compiled.create_infer_request()
+        return compiled
 
     def run(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """(N, C, X, Y, Z) -> (N, K, X, Y, Z); the result is valid until the next call."""
         if self._request is None:
             raise closed()
+        if self._shape not in (None, x.shape):
+            self._compile(None)
         given = to_slices(x) if self._dims == 4 else x
         logits: NDArray[np.float32] = self._request.infer([given], share_inputs=True, share_outputs=True)[0]
         return from_slices(logits, len(x)) if self._dims == 4 else logits
 
     def close(self) -> None:
         """Release the network."""
-        self._request = None
+        self._request = self._model = self._core = None

@@ -43,6 +43,15 @@ def test_logits_of_every_batch_and_shape(engine: str, dims: int, output: str, tm
 
 
 @pytest.mark.parametrize("dims", [2, 3])
+def test_openvino_compiled_for_one_shape_takes_all(dims: int, tmp_path: Path) -> None:
+    path = save(convolutions(dims), tmp_path / "net.onnx")
+    backend = open_backend("openvino", path, "cpu", threads=1, shape=(1, CHANNELS, 4, 6, 8))
+    for number, shape in enumerate([(1, 4, 6, 8), (1, 4, 6, 8), (2, 8, 4, 6), (1, 4, 6, 8)]):
+        x = windows(shape[0], CHANNELS, *shape[1:], seed=number)
+        np.testing.assert_allclose(backend.run(x), reference(path, x), atol=1e-5)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_network_with_a_known_answer(engine: str, dims: int, tmp_path: Path) -> None:
     path = save(threshold_graph((0.5, 1.5), dims), tmp_path / "net.onnx")

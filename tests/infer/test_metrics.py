@@ -28,6 +28,24 @@ def test_same_values_as_medpy(seed, shape, spacing):
     assert s.assd == pytest.approx(binary.assd(pred, truth, spacing))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_same_values_as_scikit_learn(seed):
+    from sklearn import metrics as reference
+
+    rng = np.random.default_rng(seed)
+    shape, values = (14, 9, 11), (0, 1, 3, 200)
+    truth, pred = (np.array(values, np.uint8)[(rng.random(shape) ** 2 * 4).astype(int)] for _ in range(2))
+    found = evaluate(pred, truth, values, (1.0, 1.0, 1.0))
+    assert list(found) == [1, 3, 200]
+    for value, ours in found.items():
+        t, p = (truth == value).ravel(), (pred == value).ravel()
+        assert ours.dice == pytest.approx(reference.f1_score(t, p))
+        assert ours.jaccard == pytest.approx(reference.jaccard_score(t, p))
+        assert ours.accuracy == pytest.approx(reference.accuracy_score(t, p))
+        assert ours.precision == pytest.approx(reference.precision_score(t, p))
+        assert ours.recall == pytest.approx(reference.recall_score(t, p))
+
+
 @pytest.mark.parametrize("place", [(0, 0, 0), (24, 20, 25)])
 def test_cutting_to_the_masks_changes_nothing(place):
     shape, spacing = (30, 26, 31), (1.0, 2.0, 0.5)

@@ -147,3 +147,53 @@ def test_refusals(tmp_path, scan):
     with pytest.raises(SegError, match="E-OUT-EXISTS"):
         preview_png(volume, mask, LABELS, str(path), overwrite=False)
     assert path.read_bytes() == b"kept"
+
+
+def test_beside_a_truth_the_planes_go_through_the_largest_error(scan):
+    """The truth's second box stands elsewhere: white outlines there, none where mask and truth agree."""
+    volume, mask = scan
+    truth = mask.copy()
+    truth[2:10, 4:12, 2:6] = 1  # left posterior inferior, not found
+    picture = render(volume, mask, LABELS, truth=truth)
+    white = np.argwhere((np.asarray(picture) == 255).all(axis=-1))
+    white = white[white[:, 0] < TOP + HEIGHT]  # not the legend's
+    x = (white[:, 1] - GAP) / WIDTHS[0]
+    y = (white[:, 0] - TOP) / HEIGHT
+    axial = (x > 0) & (x < 1) & (y > 0.02) & (y < 0.98)  # without the letters at the edge
+    assert axial.any()
+    for value, low, high in ((x[axial], 1 - 10 / 40, 1 - 2 / 40), (y[axial], 1 - 12 / 50, 1 - 4 / 50)):
+        inside = value[(value > 0.06) & (value < 0.94)]
+        assert inside.min() == pytest.approx(low, abs=0.03)
+        assert inside.max() == pytest.approx(high, abs=0.03)
+    same = render(volume, mask, LABELS, truth=mask)
+    assert not (np.asarray(same)[TOP + 40 : TOP + HEIGHT - 40, GAP + 40 : GAP + WIDTHS[0] - 40] == 255).all(-1).any()
+    assert render(volume, mask, LABELS).size == same.size
+
+
+def test_a_truth_of_another_shape_is_refused(scan):
+    volume, mask = scan
+    with pytest.raises(ValueError, match="truth has shape"):
+        render(volume, mask, LABELS, truth=mask[1:])
+
+
+def test_a_single_slice_has_one_plane(scan):
+    volume, mask = scan
+    slab = Volume(volume.voxels[..., 10:11], volume.affine)
+    assert render(slab, mask[..., 10:11], LABELS).width == WIDTHS[0] + 2 * GAP
+
+
+def test_the_worst_slices_of_a_2d_model(scan):
+    """Three planes across one axis, in order, each with an error; the planes are named by where they lie."""
+    volume, mask = scan
+    truth = mask.copy()
+    for index, voxels in ((3, 5), (11, 9), (17, 7), (5, 1)):
+        truth[:voxels, 0, index] = 1
+    picture = np.asarray(render(volume, mask, LABELS, truth=truth, slices=2))
+    assert picture.shape[1] == 3 * WIDTHS[0] + 4 * GAP
+    planes = [picture[TOP : TOP + HEIGHT, GAP + k * (WIDTHS[0] + GAP) :][:, : WIDTHS[0]] for k in range(3)]
+    bottom = [(plane[-20:, WIDTHS[0] // 2 + 40 :] == 255).all(-1).sum() for plane in planes]  # y = 0, small x
+    assert 0 < bottom[0] < bottom[2] < bottom[1]  # 5, 7 and 9 voxels
+    turned_volume, turned_mask = turned(volume, mask)
+    _, turned_truth = turned(volume, truth)
+    same = render(turned_volume, turned_mask, LABELS, truth=turned_truth, slices=0)  # z is stored first
+    assert np.array_equal(np.asarray(same), picture)

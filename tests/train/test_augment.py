@@ -61,7 +61,7 @@ def test_image_and_label_move_together(rotation: float, scale: float) -> None:
 
 def test_scale_is_the_factor_from_output_to_input() -> None:
     spec = WeakAugmentation(rotation=0, scale=0.3)
-    matrix = _affines(200, spec, generator())
+    matrix = _affines(200, 3, spec, generator())
     factors = matrix.diagonal(dim1=1, dim2=2)
     assert torch.equal(matrix, torch.diag_embed(factors))
     bound = torch.exp(torch.tensor(0.3 * 1.25))
@@ -72,7 +72,7 @@ def test_scale_is_the_factor_from_output_to_input() -> None:
 
 
 def test_rotations_are_rotations() -> None:
-    matrix = _affines(50, WeakAugmentation(rotation=40, scale=0), generator())
+    matrix = _affines(50, 3, WeakAugmentation(rotation=40, scale=0), generator())
     torch.testing.assert_close(matrix @ matrix.mT, torch.eye(3).expand(50, 3, 3), atol=1e-5, rtol=0)
     torch.testing.assert_close(torch.linalg.det(matrix), torch.ones(50), atol=1e-5, rtol=0)
     assert not torch.allclose(matrix, torch.eye(3), atol=0.1)

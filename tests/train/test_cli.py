@@ -56,6 +56,8 @@ def test_help_and_version_import_no_torch() -> None:
     [
         ["--nonsense"],
         ["--method", "magic"],
+        ["--method", "distill"],
+        ["--method", "crossmatch", "--distill", "left-atrium"],
         ["--network", "magic"],
         ["--iterations", "0"],
         ["--iterations", "many"],

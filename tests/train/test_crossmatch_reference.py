@@ -163,7 +163,7 @@ def official(method: CrossMatch, batch: Batch, step: int) -> dict[str, Tensor]:
     streams |= dict(zip(("s1", "s2", "sw", "ss"), second, strict=True))
     c = cfg.threshold
     if step > 0:
-        c = (c + (1 - c) * math.exp(-5 * (1 - (step - 1) / ITERATIONS) ** 2)) * math.log(2)
+        c = (c + (1 - c) * math.exp(-5 * (1 - (step - 1) / (ITERATIONS * 17 / 14)) ** 2)) * math.log(2)
     return combine(cfg, batch, c, cfg.scale, streams, mix, boxes)
 
 

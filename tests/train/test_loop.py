@@ -19,21 +19,26 @@ from tiny import sample
 from torch import Tensor
 
 from seg.infer.errors import Exit, SegError
-from seg.train import job
-from seg.train.loop import Data, Loop, LoopConfig
+from seg.train import device, job
+from seg.train.config import Engine, refuse_changes
+from seg.train.loader import Data
+from seg.train.loop import Loop, LoopConfig
 from seg.train.methods.supervised import Supervised
+from seg.train.processes import Processes
 from seg.train.run import CHECKPOINT, PREVIOUS, load_checkpoint
 from seg.train.settings import Settings
 
 STEPS = 10
 TOML = f"""
-method = "crossmatch"
 iterations = {STEPS}
 window = [16, 16, 16]
 width = 2
 device = "cpu"
 precision = "fp32"
 validate_every = 4
+
+[method]
+name = "crossmatch"
 
 [loop]
 save_seconds = 0
@@ -169,8 +174,10 @@ def test_validation_tells_its_step(workplace: Path) -> None:
 
 
 def test_memory_is_what_the_container_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "available_memory", lambda: 12345)
-    assert job.memory_of(torch.device("cpu")) == 12345
+    monkeypatch.setattr(device, "available_memory", lambda: 12345)
+    assert device.memory_of(torch.device("cpu")) == 12345
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert device.memory_of(torch.device("cpu")) == 12345 // 2
 
 
 def test_killed_and_resumed_is_the_same_run(workplace: Path) -> None:
@@ -319,7 +326,7 @@ def test_resume_does_not_depend_on_free_memory(workplace: Path, monkeypatch: pyt
     assert window() == [32, 32, 32]
     monkeypatch.setattr(job, "memory_of", lambda _: 5 << 20)
     with pytest.raises(SegError, match="window was"):  # what the planner would choose now
-        job._refuse_changes(workplace / "roomy", planned(workplace, **common))
+        refuse_changes(workplace / "roomy", planned(workplace, **common))
     with pytest.raises(Interrupted):
         train(workplace, "roomy", resume=True, report=interrupt_at(2), **common)
     assert window() == [32, 32, 32]
@@ -327,7 +334,8 @@ def test_resume_does_not_depend_on_free_memory(workplace: Path, monkeypatch: pyt
 
 def planned(root: Path, **changes: Any) -> dict[str, Any]:
     settings = Settings((str(root / "data"),), "", **changes).with_file(str(root / "config.toml"), {*changes})
-    return job.prepare_job(settings, lambda _: None, torch.device("cpu")).config
+    engine = Engine(torch.device("cpu"), torch.float32, False, Processes())
+    return job.prepare_job(settings, lambda _: None, engine).config
 
 
 def test_second_run_in_the_folder_is_refused(workplace: Path) -> None:
@@ -381,13 +389,12 @@ def plain_loop(folder: Path, **options: Any) -> Loop:
 
 def test_batches_depend_on_the_step_alone(tmp_path: Path) -> None:
     first, second = plain_loop(tmp_path), plain_loop(tmp_path)
-    second.step = first.step = 3
     torch.manual_seed(99)
-    a, b = (loop._batch(*loop._draw(3)) for loop in (first, second))
+    second.loader.load(7)
+    a, b = (loop.loader.load(3).batch for loop in (first, second))
     assert torch.equal(a.x, b.x)
     assert torch.equal(a.y, b.y)
-    first.step = 4
-    assert not torch.equal(first._batch(*first._draw(4)).x, a.x)
+    assert not torch.equal(first.loader.load(4).batch.x, a.x)
 
 
 def test_unlabelled_scans_are_demanded(tmp_path: Path) -> None:

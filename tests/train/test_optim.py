@@ -28,6 +28,11 @@ def test_schedule(schedule: str, step: int, rate: float) -> None:
     assert learning_rate(replace(CONFIG, schedule=schedule), step, 1000) == pytest.approx(rate, rel=1e-9)  # type: ignore[arg-type]
 
 
+def test_a_stretched_schedule_ends_after_the_run() -> None:
+    official = replace(CONFIG, stretch=17 / 14)
+    assert learning_rate(official, 13_999, 14_000) == pytest.approx(0.01 * (1 - 13_999 / 17_000) ** 0.9, rel=1e-9)
+
+
 def test_sgd_has_momentum() -> None:
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = build_optimizer([parameter], replace(CONFIG, optimizer="sgd", weight_decay=0.0))

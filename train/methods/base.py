@@ -12,12 +12,15 @@ pre-training period (BCP) is a branch on `step`, a teacher (UA-MT) is updated in
 survive an interruption is a parameter or a buffer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+
+from ..networks import Network
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,9 @@ class Batch:
 
     Attributes
     ----------
-    x : (B, C, X, Y, Z) labelled images, network grid, normalised, weakly augmented.
-    y : (B, X, Y, Z) int64 class indices.
-    u : (U, C, X, Y, Z) unlabelled images, weakly augmented; U may be 0.
+    x : (B, C, X, Y, Z) labelled images, network grid, normalised, weakly augmented; slices are (B, C, X, Y).
+    y : (B, X, Y[, Z]) int64 class indices.
+    u : (U, C, X, Y[, Z]) unlabelled images, weakly augmented; U may be 0.
     generator : the step's random numbers, seeded from (seed, step), so that a resumed run repeats them.
     """
 
@@ -45,11 +48,17 @@ class MethodConfig:
     labeled_batch: int = 4
     unlabeled_batch: int = 0
     dropout: float = 0.5  # V-Net's own, bottleneck and head
-    optimizer: Literal["sgd", "adamw"] = "adamw"
+    optimizer: Literal["sgd", "nesterov", "adamw"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 1e-4
     schedule: Literal["poly", "step", "constant"] = "poly"  # step: x0.1 every 2500 iterations
+    stretch: float = 1.0  # schedules end at this multiple of the run; CrossMatch's code stops at 14,000 of 17,000
     clip_norm: float = 0.0  # 0 is off
+    betas: tuple[float, float] = (0.9, 0.999)  # of adamw
+
+    def length(self, iterations: int) -> float:
+        """Steps over which the schedules of a run of `iterations` go."""
+        return self.stretch * iterations
 
 
 class Method(nn.Module):
@@ -68,6 +77,10 @@ class Method(nn.Module):
         """Parameters that the optimiser of `phase` moves."""
         return self.student.parameters()
 
+    def settings(self, phase: str) -> MethodConfig:
+        """What the optimiser of `phase` is built from: optimizer, lr, schedule, weight_decay, betas."""
+        return self.config
+
     def losses(self, batch: Batch, step: int, phase: str = "student") -> dict[str, Tensor]:
         """Named weighted scalars whose sum is minimised. `step` counts from 0."""
         raise NotImplementedError
@@ -78,3 +91,21 @@ class Method(nn.Module):
     def deployed(self) -> nn.Module:
         """The network to validate and export: one input, one logits output."""
         return self.student
+
+
+@contextmanager
+def in_training_mode(module: nn.Module) -> Iterator[None]:
+    """Dropout on and batch statistics, as teachers of several methods have it, for the length of a block."""
+    modes = {part: part.training for part in module.modules()}
+    for part in modes:
+        part.training = True
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def pointwise(network: Network, inputs: int, outputs: int) -> nn.Module:
+    """A 1x1(x1) convolution of the network's dimension: a further head."""
+    return nn.Conv3d(inputs, outputs, 1) if network.dims == 3 else nn.Conv2d(inputs, outputs, 1)

@@ -56,13 +56,14 @@ class CrossMatchConfig(MethodConfig):
     ramp_up: float = 0.4  # share of the run over which the unsupervised losses fade in; 0 acts from the first step
 
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, Any]] = {  # the papers' left atrium
     # Text of the paper: equation 12, threshold 0.85 fixed, batch 2 + 2, no third loader.
     "paper": dict(labeled_batch=2, unlabeled_batch=2, dropout=0.5, teacher="stacked", ema=0.0, ramp_up=0.0),
     # Repository HEAD 59772e0, LA/code/train.sh and train_cross_match.py: c 0.75 with ramp, L / 2, L_ip weight 0.5.
     "official": dict(
         labeled_batch=2,
         unlabeled_batch=4,
+        stretch=17 / 14,
         dropout=0.5,
         mix_batch=2,
         teacher="stacked",
@@ -79,10 +80,29 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": {},
 }
 
+_ACDC: dict[str, Any] = dict(
+    labeled_batch=12,
+    dropout=0.5,
+    optimizer="nesterov",
+    lr=0.01,
+    threshold=0.95,
+    teacher="stacked",
+    ema=0.0,
+    ramp_up=0.0,
+)
+PRESETS_2D: dict[str, dict[str, Any]] = {  # slices: the papers' ACDC
+    # Section IV: SGD, threshold 0.95. The text's batch of 12 is 12 + 12 in the code. Equation 12 has no weights.
+    "paper": dict(_ACDC, unlabeled_batch=12),
+    # Repository HEAD 59772e0, ACDC/train_cross_match.py: L_kd has half the weight it has for the left atrium. There the
+    # Dice loss counts the background too; here it does not.
+    "official": dict(_ACDC, unlabeled_batch=24, mix_batch=12, ip_weight=0.5, kd_weight=0.5, scale=0.5),
+    "fast": {},
+}
 
-def preset(name: str) -> CrossMatchConfig:
-    """A named preset."""
-    return replace(CrossMatchConfig(), **PRESETS[name])
+
+def preset(name: str, dims: int = 3) -> CrossMatchConfig:
+    """A named preset for volumes or slices."""
+    return replace(CrossMatchConfig(), **(PRESETS if dims == 3 else PRESETS_2D)[name])
 
 
 class CrossMatch(Method):
@@ -150,23 +170,22 @@ class CrossMatch(Method):
         """Logits of `first`, of `second`, and of `second` under weak and strong perturbation: one decoder pass."""
         network, n, m = self._network, len(first), len(second)
         levels = network.encode(torch.cat([first, second]))
-        tail = [level[n:] for level in levels]
-        streams = [levels, *(self._perturbed(tail, p) for p in self._rates())]
-        logits = network.decode([torch.cat(parts) for parts in zip(*streams, strict=True)], head_dropout=False)
+        clean, tail = zip(*(level.split_with_sizes([n, m]) for level in levels), strict=True)
+        streams = [clean, tail, *(self._perturbed(tail, p) for p in self._rates())]
+        logits = network.decode(_stack(streams), head_dropout=False)
         return logits.split_with_sizes([n, m, m, m])
 
     def _one_pass(self, x: Tensor, u: Tensor, s1: Tensor, s2: Tensor) -> tuple[Tensor, ...]:
         """The same logits, everything with gradient in one encoder and one decoder pass."""
         network, n, m = self._network, len(x), len(u)
         levels = network.encode(torch.cat([x, u, s1, s2]))
-        clean = [torch.cat([level[:n], level[n + m :]]) for level in levels]  # x, s1, s2
-        w, s = ([level[a : a + m] for level in levels] for a in (n, n + 2 * m))
-        streams = [clean, *(self._perturbed(f, p) for f in (w, s) for p in self._rates())]
-        logits = network.decode([torch.cat(parts) for parts in zip(*streams, strict=True)], head_dropout=False)
+        fx, fu, f1, f2 = zip(*(level.split_with_sizes([n, m, m, m]) for level in levels), strict=True)
+        streams = [fx, f1, f2, *(self._perturbed(f, p) for f in (fu, f2) for p in self._rates())]
+        logits = network.decode(_stack(streams), head_dropout=False)
         zx, z1, z2, ww, ws, sw, ss = logits.split_with_sizes([n, m, m, m, m, m, m])
         with torch.no_grad():
             average = self._mean_teacher
-            wn = average(u) if average is not None else network.decode(w, head_dropout=False)
+            wn = average(u) if average is not None else network.decode(fu, head_dropout=False)
         return zx, z1, z2, wn, ww, ws, sw, ss
 
     @property
@@ -182,18 +201,18 @@ class CrossMatch(Method):
 
     def _perturbed(self, levels: Sequence[Tensor], p: float) -> list[Tensor]:
         """Feature perturbation on all five levels (LA/code/networks/vnet.py, PertDropout)."""
-        drop = {
-            "dropout": F.dropout3d,
-            "alpha": F.alpha_dropout,
-            "feature_alpha": F.feature_alpha_dropout,
-        }[self.config.perturbation]
+        whole = F.dropout3d if self._network.dims == 3 else F.dropout2d
+        if self.config.perturbation == "dropout":  # one factor a channel: no copy of the level besides the product
+            ones = (level.new_ones(*level.shape[:2], *[1] * (level.dim() - 2)) for level in levels)
+            return [level * whole(one, p) for level, one in zip(levels, ones, strict=True)]
+        drop = F.alpha_dropout if self.config.perturbation == "alpha" else F.feature_alpha_dropout
         return [drop(level, p, training=True) for level in levels]
 
     def _threshold(self, step: int) -> float:
         c = self.config.threshold
         if not self.config.threshold_ramp or step == 0:
             return c
-        return (c + (1 - c) * _gaussian_ramp((step - 1) / self.iterations)) * math.log(2)
+        return (c + (1 - c) * _gaussian_ramp((step - 1) / self.config.length(self.iterations))) * math.log(2)
 
     def _ramp(self, step: int) -> float:
         length = self.config.ramp_up * self.iterations
@@ -209,9 +228,14 @@ class CrossMatch(Method):
         return self.student if self.average is None else self.average.network
 
 
+def _stack(streams: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Levels of several streams -> one batch per level."""
+    return [torch.cat(parts) for parts in zip(*streams, strict=True)]
+
+
 @dataclass(frozen=True)
 class _Target:
-    """Hard labels and the voxels that count: (B, X, Y, Z) each."""
+    """Hard labels and the voxels that count: (B, X, Y[, Z]) each."""
 
     label: Tensor
     keep: Tensor

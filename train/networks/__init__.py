@@ -1,11 +1,12 @@
 """Networks by name. A network has `encode`, `decode`, `forward`, and the class attributes `stride` and `dims`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
 
-from .vnet import VNet
+from .unet import UNet2d
+from .vnet import Up, VNet
 
 
 class Network(Protocol):
@@ -13,19 +14,52 @@ class Network(Protocol):
 
     stride: tuple[int, int, int]
     dims: int
+    width: int
+    channels: int
+    classes: int
+    up_mode: Up
+    head: nn.Module
 
-    def encode(self, x: Tensor) -> list[Tensor]:
-        """Input -> feature levels, finest first."""
+    def encode(self, x: Tensor, after: Mapping[int, nn.Module] | None = None) -> list[Tensor]:
+        """Input -> feature levels, finest first; `after` is applied to a level before the next one sees it."""
+        ...
+
+    def pyramid(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Feature levels -> the decoder's stages, finest first."""
+        ...
+
+    def features(self, levels: Sequence[Tensor], head_dropout: bool = True) -> Tensor:
+        """Feature levels -> (N, width, ...), what the head sees."""
         ...
 
     def decode(self, levels: Sequence[Tensor], head_dropout: bool = True) -> Tensor:
         """Feature levels -> logits."""
         ...
 
+    def twin(self, up: Up = "transposed") -> "Network":
+        """A network of the same size with weights of its own."""
+        ...
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"vnet": VNet}
+    def __call__(self, x: Tensor) -> Tensor:
+        """Input -> logits."""
+        ...
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"vnet": VNet, "unet2d": UNet2d}
 
 
 def build_network(name: str, channels: int, classes: int, width: int, dropout: float) -> nn.Module:
     """A network by its name in `NETWORKS`, default PyTorch initialisation."""
     return NETWORKS[name](channels=channels, classes=classes, width=width, dropout=dropout)
+
+
+def run_windows(network: nn.Module, x: Tensor) -> Tensor:
+    """(N, C, X, Y, Z) windows -> (N, K, X, Y, Z) logits; a network of two dimensions takes their slices as a batch.
+
+    Modules that are no `Network` take volumes.
+    """
+    if getattr(network, "dims", 3) == 3:
+        logits: Tensor = network(x)
+        return logits
+    slices: Tensor = network(x.movedim(-1, 1).flatten(0, 1))
+    return slices.reshape(len(x), -1, *slices.shape[1:]).movedim(1, -1)

@@ -1,0 +1,147 @@
+"""What does each part of CrossMatch contribute? Tables 4 and 5 and Fig. 5 of its paper, and two more, at any size.
+
+  eta            weight of the assistant against the teacher, 0.1 to 0.5     (Table 4)
+  gap            between weak and strong feature perturbation, 0 to 0.75     (Table 5)
+  perturbation   dropout, alpha dropout, feature alpha dropout               (Fig. 5)
+  threshold      confidence from which a voxel of the teacher counts
+  labels         number of labelled cases, beside supervised training on the same ones
+
+Every row is a training with one option changed, scored as in accuracy.py; rows that two ablations have in common (the
+preset as it is) are trained once. Killed, it goes on where it was: the same command again.
+
+  python benchmarks/ablations.py eta --name hippocampus-800 --data hippocampus --labels 10 \\
+      --window 32,48,32 --width 8 --iterations 800
+  python benchmarks/ablations.py gap --name la-paper --data LA --labels 8 --window 112,112,80 --spacing 0.625 \\
+      --width 16 --iterations 9000 --seeds 0
+  python benchmarks/ablations.py perturbation --name la-paper --data LA --labels 4 8 16 ...
+"""
+
+import argparse
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import environment as env
+import experiments as ex
+from seeds import Rows, Summary, columns, label_names, series, shifts, with_labels
+
+BASELINE = "supervised"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One option of the method and the values it takes; `option` None compares numbers of labels alone."""
+
+    title: str
+    option: str | None
+    values: tuple[float | str, ...] = ()
+
+
+ABLATIONS = {
+    "eta": Ablation("Weight of the assistant, eta", "eta", (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)),
+    "gap": Ablation("Gap between the perturbations", "gap", (0.0, 0.25, 0.5, 0.75)),
+    "perturbation": Ablation("Kind of feature perturbation", "perturbation", ("dropout", "alpha", "feature_alpha")),
+    "threshold": Ablation("Confidence threshold", "threshold", (0.5, 0.6, 0.7, 0.75, 0.85, 0.95)),
+    "labels": Ablation("Number of labelled cases", None),
+}
+
+
+def main() -> None:
+    """Train what is missing, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ablations", nargs="+", choices=list(ABLATIONS), metavar="ABLATION")
+    parser.add_argument("--preset", default="paper", help="of CrossMatch, whose options are changed one at a time")
+    ex.add_options(parser)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if options.smoke:
+            ex.make_small(options, Path(folder))
+        if not (options.name and options.data and options.labels):
+            parser.error("--name, --data and --labels are needed")
+        sys.exit(benchmark(options))
+
+
+def benchmark(options: argparse.Namespace) -> int:
+    """Run the rows and print; 1 when one failed."""
+    base = f"crossmatch:{options.preset}"
+    settings = ex.base_settings(options)
+    dims = ex.dims_of(settings)
+    results = ex.Results(
+        options.results / f"ablations-{options.name}.json",
+        {**ex.size_of(settings), "preset": options.preset},
+        partial(tables, base=base, dims=dims),
+        partial(panels, base=base, dims=dims),
+    )
+    rows = [
+        ex.Row(method, labels, seed)
+        for seed in options.seeds
+        for name in options.ablations
+        for labels in options.labels
+        for method in variants(ABLATIONS[name], base, dims).values()
+    ]
+    failed = ex.run(list(dict.fromkeys(rows)), results, settings, options)
+    print(results.render())
+    return 1 if failed else 0
+
+
+def variants(ablation: Ablation, base: str, dims: int = 3) -> dict[float | str, str]:
+    """Value -> method. The value that the preset has anyway is the preset itself."""
+    if ablation.option is None:
+        return {BASELINE: BASELINE, base: base}
+    own = getattr(ex.config_of(base, dims), ablation.option)
+    return {value: base if value == own else f"{base},{ablation.option}={value}" for value in ablation.values}
+
+
+def measured(rows: Rows, base: str, dims: int = 3) -> dict[str, dict[float | str, Rows]]:
+    """Ablation -> value -> its rows, for those that compare at least two values."""
+    found = {}
+    for name, ablation in ABLATIONS.items():
+        groups = {
+            value: [row for row in rows if row["method"] == method]
+            for value, method in variants(ablation, base, dims).items()
+        }
+        groups = {value: group for value, group in groups.items() if group}
+        if len(groups) > 1:
+            found[name] = groups
+    return found
+
+
+def tables(rows: Rows, base: str, dims: int = 3) -> str:
+    """A headed table for each ablation, with a line a value and number of labels."""
+    text = []
+    for name, groups in measured(rows, base, dims).items():
+        lines = []
+        for value, group in groups.items():
+            shown = f"{value} (p {(1 - value) / 2:g} and {(1 + value) / 2:g})" if name == "gap" else str(value)  # type: ignore[operator]
+            for labels in label_names(group):
+                lines.append([shown, labels, *Summary.of(with_labels(group, labels)).cells()])
+        text.append(f"{ABLATIONS[name].title}\n\n" + env.table((name, "labelled", *columns(rows)), lines))
+    return "\n\n".join(text)
+
+
+def panels(rows: Rows, base: str, dims: int = 3) -> list[Any]:
+    """Dice of each ablation: over its values where these are numbers, else over the numbers of labels."""
+    from seg.train.chart import Panel
+
+    found = []
+    for name, groups in measured(rows, base, dims).items():
+        title = f"{ABLATIONS[name].title}: Dice (%), mean and spread over seeds"
+        labels = label_names([row for group in groups.values() for row in group])
+        if all(isinstance(value, float) for value in groups):
+            each = {n: {float(v): with_labels(group, n) for v, group in groups.items()} for n in labels}
+            lines = [series(f"{n} labelled", of, "dice") for n, of in each.items()]
+            found.append(Panel(title, name, lines))
+            continue
+        lines = []
+        for (value, group), shift in zip(groups.items(), shifts(len(groups)), strict=True):
+            of = {float(x): with_labels(group, n) for x, n in enumerate(labels)}
+            lines.append(series(str(value), of, "dice", shift=shift, joined=False))
+        found.append(Panel(title, "labelled cases", lines, labels))
+    return found
+
+
+if __name__ == "__main__":
+    main()

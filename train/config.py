@@ -1,0 +1,183 @@
+"""config.json: everything a run's result depends on. The same config on the same machine gives the same weights."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seg.infer import __version__
+from seg.infer.errors import Exit, SegError
+from seg.infer.spec import ModelSpec
+
+from .augment import WeakAugmentation
+from .facts import CaseFacts
+from .loop import LoopConfig
+from .methods import METHODS, PRESETS, Method, MethodConfig, default_options
+from .networks import NETWORKS, build_network
+from .plan import Plan
+from .processes import Processes
+from .run import load_checkpoint, read_config
+from .settings import Settings, override
+from .split import Split
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How the numbers are computed; it changes them in the last digits, or in what is drawn at random."""
+
+    device: torch.device
+    precision: torch.dtype
+    compiled: bool
+    processes: Processes
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready. The device is left out: a run may go on elsewhere, which the user sees and decides."""
+        return {
+            "precision": str(self.precision).removeprefix("torch."),
+            "compile": self.compiled,
+            "processes": self.processes.size,
+        }
+
+
+def config_of(
+    settings: Settings, decided: Plan, spec: ModelSpec, split: Split, facts: dict[str, CaseFacts], engine: Engine
+) -> dict[str, Any]:
+    """The content of config.json."""
+    iterations = decided.iterations
+    every = settings.validate_every if settings.validate_every is not None else max(1, iterations // 10)
+    loop = LoopConfig(iterations, spec.window, settings.seed, validate_every=every)
+    return {
+        "version": __version__,
+        "data": _data_digest(split, facts),
+        "split": {role: [case.id for case in getattr(split, role)] for role in ("labeled", "unlabeled", "val")},
+        "spec": json.loads(spec.to_json()),
+        "network": {"name": settings.network, "width": decided.width},
+        "method": {
+            "name": settings.method,
+            "preset": settings.preset,
+            "options": asdict(method_config(settings)),
+        },
+        "augmentation": asdict(override(WeakAugmentation(), settings.augmentation, "augmentation")),
+        "loop": asdict(override(loop, settings.loop, "loop")),
+        "engine": engine.as_dict(),
+        "license": settings.license,
+    }
+
+
+def label_names(settings: Settings, declared: dict[int, str] | None) -> dict[int, str] | None:
+    """Value -> name: the user's names for the declared values (0, 1, 2, ... without a declaration)."""
+    if settings.labels is None:
+        return declared
+    values = sorted(declared) if declared else list(range(len(settings.labels)))
+    if len(values) != len(settings.labels):
+        raise SegError(
+            "E-CONFIG",
+            Exit.USAGE,
+            "",
+            f"{len(settings.labels)} label names for {len(values)} values",
+            "name every class, background first",
+        )
+    return dict(zip(values, settings.labels, strict=True))
+
+
+def spec_of(settings: Settings, decided: Plan) -> ModelSpec:
+    """The network's contract, from the plan and the user's choices."""
+    return ModelSpec(
+        name=settings.name or Path(settings.data[0]).resolve().name,
+        labels=decided.labels,
+        label_values=decided.label_values,
+        channels=decided.channels,
+        spacing=decided.spacing,
+        normalisation=decided.normalisation,
+        window=decided.window,
+        stride=decided.stride,
+        orientation=decided.orientation,
+        dims=decided.dims,
+        tiling="window" if settings.tiling == "window" else "free",
+        intensity_range=decided.intensity_range,
+    )
+
+
+def method_config(settings: Settings) -> MethodConfig:
+    """The method's defaults, then the preset's values, then the user's."""
+    presets = PRESETS.get(settings.method, {})
+    if settings.preset and settings.preset not in presets:
+        known = ", ".join(presets) or "none"
+        raise SegError(
+            "E-CONFIG", Exit.USAGE, "", f"{settings.method} has no preset {settings.preset}", f"use one of: {known}"
+        )
+    network: Any = NETWORKS[settings.network]
+    options = default_options(settings.method, settings.preset, network.dims) | settings.method_options
+    return override(METHODS[settings.method].Config(), options, "method")
+
+
+def refuse_bad_options(settings: Settings) -> None:
+    """Before the data are read: minutes of checking should not end in a misspelled option."""
+    method_config(settings)
+    override(WeakAugmentation(), settings.augmentation, "augmentation")
+    if fixed := {"iterations", "window", "seed", "validate_every"} & settings.loop.keys():
+        found = f"[loop] {', '.join(sorted(fixed))}"
+        raise SegError("E-CONFIG", Exit.USAGE, "", found, "set it at the top of the file or with its flag")
+    override(LoopConfig(1, (1, 1, 1)), settings.loop, "loop")
+
+
+def _data_digest(split: Split, facts: dict[str, CaseFacts]) -> str:
+    """One hash over the voxels and labels of all training cases."""
+    digest = hashlib.sha256()
+    for case in (*split.labeled, *split.unlabeled):
+        fact = facts[case.id]
+        digest.update(f"{case.id}:{fact.sha256}:{fact.label_sha256};".encode())
+    return digest.hexdigest()
+
+
+def build_method(config: dict[str, Any], processes: Processes | None = None) -> Method:
+    """The method with its network, as config.json describes it, freshly initialised from the run's seed.
+
+    Parameters
+    ----------
+    processes : the method gets this process's part of every batch.
+    """
+    spec, network = ModelSpec.from_dict(config["spec"]), config["network"]
+    cls = METHODS[config["method"]["name"]]
+    options = override(cls.Config(), config["method"]["options"], "method")
+    if processes is not None:
+        names = [name for name in asdict(options) if name.endswith("_batch")]
+        shares: dict[str, Any] = {name: processes.portion(getattr(options, name), name) for name in names}
+        options = replace(options, **shares)
+    torch.manual_seed(config["loop"]["seed"])
+    net = build_network(network["name"], len(spec.channels), len(spec.labels), network["width"], options.dropout)
+    return cls(net, options, config["loop"]["iterations"])
+
+
+def trained_method(folder: Path) -> tuple[Method, dict[str, Any], dict[str, Any]]:
+    """The method of a run with its newest weights, the config, and the checkpoint (for `seg-export`)."""
+    config = read_config(folder)
+    state, _ = load_checkpoint(folder)
+    method = build_method(config)
+    method.load_state_dict(state["method"])
+    return method, config, state
+
+
+def refuse_changes(folder: Path, config: dict[str, Any]) -> None:
+    """Field by field: what differs between this command and the run."""
+    before, now = _flat(read_config(folder)), _flat(json.loads(json.dumps(config)))
+    changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
+    if changed:
+        what = "; ".join(f"{k} was {before.get(k)}, now {now.get(k)}" for k in changed[:5])
+        raise SegError(
+            "E-RUN-CONFIG",
+            Exit.INPUT_REFUSED,
+            str(folder),
+            f"this is not the run that was started: {what}",
+            "give the same data and flags, or choose another folder",
+        )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -1,0 +1,152 @@
+"""SS-Net (Wu et al., MICCAI 2022): smooth under the worst small perturbation, and classes kept apart.
+
+Virtual adversarial training makes the prediction smooth; embeddings of a class's voxels are pulled towards prototypes
+taken from labelled voxels. Source: train_ss_3d.py, utils/losses.py VAT3d, contrastive_losses.py, feature_memory.py
+(SS-Net c0a8bf6). Faults of the official code that are not copied: prototypes are those with the *lowest* score although
+its comment says highest, and the mean over classes counts the background, which never has prototypes. Departures: the
+adversarial target is the prediction already made, not one more forward pass; the direction's gradient is taken with
+respect to the image alone; of each class a random sample of voxels is embedded, of fixed size.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..losses import linear_dice
+from ..networks import Network
+from ..ramp import ramped
+from ..voxels import flat_channels, mlp, pick
+from .base import Batch, Method, MethodConfig
+
+EMBEDDING = 32
+
+
+@dataclass(frozen=True)
+class SsNetConfig(MethodConfig):
+    """Defaults of the official script."""
+
+    labeled_batch: int = 2
+    unlabeled_batch: int = 2
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.01
+    schedule: Literal["poly", "step", "constant"] = "step"
+    consistency: float = 1.0  # --consistency
+    ramp_up: float = 0.4  # 6000 of 15000
+    magnitude: float = 10.0  # --magnitude, of the perturbation, in the image's unit
+    contrast: float = 0.1
+    prototypes: int = 32
+    samples: int = 4096  # voxels of a class, labelled and unlabelled each
+
+
+class SsNet(Method):
+    """See the module's docstring."""
+
+    Config = SsNetConfig
+    config: SsNetConfig
+
+    def __init__(self, network: nn.Module, config: SsNetConfig, iterations: int) -> None:
+        super().__init__(network, config, iterations)
+        net = cast(Network, network)
+        self.projection = mlp(net.width, EMBEDDING, EMBEDDING)
+        self.prediction = mlp(EMBEDDING, EMBEDDING, EMBEDDING)
+        self.selectors = nn.ModuleList(mlp(EMBEDDING, EMBEDDING, 1) for _ in range(net.classes - 1))
+
+    def trainable(self, phase: str) -> Iterable[nn.Parameter]:
+        """The network and the heads on its embeddings."""
+        heads = (self.projection, self.prediction, self.selectors)
+        return chain(self.student.parameters(), *(head.parameters() for head in heads))
+
+    def losses(self, batch: Batch, step: int, phase: str = "student") -> dict[str, Tensor]:
+        """See the base class."""
+        cfg, network, n = self.config, cast(Network, self.student), len(batch.x)
+        images = torch.cat([batch.x, batch.u])
+        features = network.features(network.encode(images))
+        logits = network.head(features)
+        weight = cfg.consistency * ramped(step + 1, cfg.ramp_up, self.iterations)
+        label = torch.cat([batch.y, logits[n:].detach().argmax(dim=1)])
+        return {
+            "supervised": linear_dice(logits[:n], batch.y),
+            "adversarial": weight * self._smoothness(images, logits.detach(), batch.generator),
+            "contrast": weight * cfg.contrast * self._contrast(features, logits, label, n, batch.generator),
+        }
+
+    def _smoothness(self, images: Tensor, logits: Tensor, generator: torch.Generator) -> Tensor:
+        """Dice between the prediction and the one at the worst perturbation of a given size (VAT)."""
+        target = logits.float().softmax(dim=1)
+        draw = torch.rand(images.shape, generator=generator, device=images.device) - 0.5
+        direction = _unit(draw).requires_grad_()
+        with _statistics_kept(self.student):
+            moved = self.student(images + self.config.magnitude * direction)
+            (gradient,) = torch.autograd.grad(_overlap_loss(moved, target), direction)
+            worst = self.student(images + self.config.magnitude * _unit(gradient))
+        return _overlap_loss(worst, target)
+
+    def _contrast(self, features: Tensor, logits: Tensor, label: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        """Mean weighted (1 - cosine) between voxels of each foreground class and its prototypes."""
+        flat = flat_channels(features).float()
+        labels, labeled = label.flatten(), torch.zeros(len(label), dtype=torch.bool, device=label.device)
+        labeled[:n] = True
+        labeled = labeled.repeat_interleave(label[0].numel())
+        right = labeled & (logits.argmax(dim=1).flatten() == labels)
+        parts = []
+        for value, selector in enumerate(self.selectors, start=1):
+            of_class = labels == value
+            prototypes, real = self._prototypes(flat, right & of_class, selector, generator)
+            for group in (of_class & labeled, of_class & ~labeled):
+                index, found = pick(group, self.config.samples, generator)
+                embedded = self.prediction(self.projection(flat[index]))
+                cosine = F.normalize(embedded, dim=1) @ F.normalize(prototypes, dim=1).T
+                trust = selector(embedded.detach())[:, 0].sigmoid() * found
+                share = trust / trust.sum().clamp_min(1e-8)
+                distance = ((1 - cosine) * real).sum(dim=1) / real.sum().clamp_min(1)
+                parts.append((share * distance).sum() * real.any())
+        total: Tensor = torch.stack(parts).sum() / len(self.selectors)
+        return total
+
+    @torch.no_grad()
+    def _prototypes(
+        self, flat: Tensor, mask: Tensor, selector: nn.Module, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """The best-scored projections of correctly labelled voxels (P, 32), and which are real (P,)."""
+        index, found = pick(mask, self.config.samples, generator)
+        self.projection.eval(), selector.eval()
+        projected = self.projection(flat[index])
+        score = selector(projected)[:, 0].masked_fill(~found, -torch.inf)
+        self.projection.train(self.training), selector.train(self.training)
+        _, best = score.topk(min(self.config.prototypes, len(score)))
+        return projected[best], found[best].float()
+
+
+def _overlap_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Linear Dice loss between probabilities, over all classes and the whole batch."""
+    p = logits.float().softmax(dim=1)
+    axes = [0, *range(2, p.ndim)]
+    ratio = (2 * (p * target).sum(axes) + 1e-8) / ((p + target).sum(axes) + 1e-8)
+    loss: Tensor = (1 - ratio).mean()
+    return loss
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Each sample scaled to Euclidean length 1."""
+    length = x.flatten(1).norm(dim=1).view(-1, *[1] * (x.ndim - 1))
+    return x.div(length + 1e-8)
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Batch statistics are used and running ones not moved."""
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

@@ -1,0 +1,81 @@
+"""UA-MT (Yu et al., MICCAI 2019): a mean teacher whose certain voxels alone teach.
+
+The teacher predicts noisy copies of the unlabelled crops eight times with dropout; voxels whose mean prediction has
+little entropy keep their consistency loss, the squared difference of probabilities. Source: the script that the
+official README names, code/train_LA_meanteacher_certainty_unlabel.py (UA-MT 88ed29a). Departure: its buffer of
+predictions, filled on the CPU and copied in every iteration, is a running sum on the device.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..ema import Ema
+from ..losses import supervised_loss
+from ..ramp import gaussian_ramp, ramped
+from .base import Batch, Method, MethodConfig, in_training_mode
+
+
+@dataclass(frozen=True)
+class UaMtConfig(MethodConfig):
+    """Defaults of the official script."""
+
+    labeled_batch: int = 2
+    unlabeled_batch: int = 2
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.01
+    schedule: Literal["poly", "step", "constant"] = "step"
+    ema: float = 0.99  # --ema_decay
+    consistency: float = 0.1  # --consistency
+    ramp_up: float = 1.0  # --consistency_rampup 40 epochs of 150 iterations = all of 6000
+    passes: int = 8  # T
+    noise: float = 0.1  # standard deviation, cut at twice that
+
+
+class UaMt(Method):
+    """See the module's docstring."""
+
+    Config = UaMtConfig
+    config: UaMtConfig
+
+    def __init__(self, network: nn.Module, config: UaMtConfig, iterations: int) -> None:
+        super().__init__(network, config, iterations)
+        self.teacher = Ema(network, config.ema)
+
+    def losses(self, batch: Batch, step: int, phase: str = "student") -> dict[str, Tensor]:
+        """See the base class."""
+        cfg = self.config
+        logits, unlabeled = self.student(torch.cat([batch.x, batch.u])).split([len(batch.x), len(batch.u)])
+        classes = logits.shape[1]
+        with torch.no_grad(), in_training_mode(self.teacher.network):
+            target = self.teacher(self._noisy(batch.u, batch.generator)).float().softmax(dim=1)
+            mean = self._mean_prediction(batch)
+            entropy = -(mean * torch.log(mean + 1e-6)).sum(dim=1)
+            share = 0.75 + 0.25 * gaussian_ramp(step / self.iterations)
+            certain = (entropy < share * math.log(classes)).float()
+        squares = (unlabeled.float().softmax(dim=1) - target).square().sum(dim=1)
+        consistency = (certain * squares).sum() / (classes * certain.sum() + 1e-16)
+        weight = cfg.consistency * ramped(step, cfg.ramp_up, self.iterations)
+        return {"supervised": supervised_loss(logits, batch.y), "consistency": weight * consistency}
+
+    def _noisy(self, u: Tensor, generator: torch.Generator) -> Tensor:
+        noise = self.config.noise * torch.randn(u.shape, generator=generator, device=u.device)
+        return u + noise.clamp(-2 * self.config.noise, 2 * self.config.noise)
+
+    def _mean_prediction(self, batch: Batch) -> Tensor:
+        """Mean probability over noise and dropout, two copies of the crops at a time as published."""
+        twice = batch.u.repeat(2, *[1] * (batch.u.ndim - 1))
+        total: Tensor | None = None
+        for _ in range(self.config.passes // 2):
+            p = self.teacher(self._noisy(twice, batch.generator)).float().softmax(dim=1)
+            pair = p.unflatten(0, (2, len(batch.u))).sum(dim=0)
+            total = pair if total is None else total + pair
+        assert total is not None
+        return total / self.config.passes
+
+    def after_step(self, step: int) -> None:
+        """Move the teacher."""
+        self.teacher.update(self.student, step)

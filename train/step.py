@@ -1,0 +1,112 @@
+"""One training step on one batch: losses, gradients, optimisers, averages, in the run's layout, precision, processes.
+
+It knows nothing of data, files or logging. What is timed as "one iteration" is a call of `Step`.
+"""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .device import arrange
+from .methods import Batch, Method
+from .optim import build_optimizer, learning_rate
+from .processes import Processes, share_batch_norm
+
+
+class _Losses(nn.Module):
+    """`Method.losses` as the forward of a module: DistributedDataParallel hooks forwards."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch: Batch, step: int, phase: str) -> dict[str, Tensor]:
+        return self.method.losses(batch, step, phase)
+
+
+class Step:
+    """Moves a method by one step at a time.
+
+    Parameters
+    ----------
+    iterations : length of the run, for the learning rate.
+    compiled : through `torch.compile`: minutes at the first step, then faster.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        iterations: int,
+        device: torch.device,
+        precision: torch.dtype,
+        *,
+        compiled: bool = False,
+        processes: Processes | None = None,
+    ) -> None:
+        self.method, self.iterations, self.device, self.precision = method, iterations, device, precision
+        several = processes is not None and processes.size > 1
+        if several:
+            share_batch_norm(method, device)
+        arrange(method, device, precision)
+        self.optimizers = {
+            phase: build_optimizer(method.trainable(phase), method.settings(phase)) for phase in method.phases
+        }
+        self._losses: Callable[[Batch, int, str], dict[str, Tensor]] = method.losses
+        if compiled:
+            compile_network(method.student)
+        if several:
+            # Equal batch statistics and equal gradients keep buffers and parameters equal: nothing is broadcast.
+            self._losses = DistributedDataParallel(
+                _Losses(method),
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                find_unused_parameters=len(method.phases) > 1,
+            )
+
+    def __call__(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Step number `step` (from 0). Returns the detached losses; nothing waits for the device."""
+        found: dict[str, Tensor] = {}
+        for phase, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(self.method.settings(phase), step, self.iterations)
+            with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+                losses = self._losses(batch, step, phase)
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(torch.stack(list(losses.values())).sum())
+            if self.method.config.clip_norm > 0:
+                torch.nn.utils.clip_grad_norm_(list(self.method.trainable(phase)), self.method.config.clip_norm)
+            optimizer.step()
+            found |= {name: loss.detach() for name, loss in losses.items()}
+        self.method.after_step(step)
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, statistics and moments."""
+        return {
+            "method": self.method.state_dict(),
+            "optimizers": {phase: optimizer.state_dict() for phase, optimizer in self.optimizers.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.method.load_state_dict(state["method"])
+        for phase, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][phase])
+
+
+def compile_network(network: nn.Module) -> None:
+    """Compile both halves of a network for training; evaluation, whose shapes change, keeps the plain ones."""
+
+    def replaced(plain: Callable[..., Any]) -> Callable[..., Any]:
+        fast = torch.compile(plain, dynamic=False)  # a few shapes, each for the whole run
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return (fast if network.training else plain)(*args, **kwargs)
+
+        return call
+
+    for half in ("encode", "decode"):
+        setattr(network, half, replaced(cast(Callable[..., Any], getattr(network, half))))
