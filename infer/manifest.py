@@ -32,7 +32,7 @@ class FileState:
     Attributes
     ----------
     size : bytes.
-    mtime_ns : time of the last change, of the younger file.
+    mtime_ns : time of the last change; of several files the sum, which any other set of files is unlikely to have.
     sha256 : of the bytes as stored, compressed or not.
     """
 
@@ -90,9 +90,9 @@ def portable(path: str) -> str:
 
 
 def stamp(paths: Sequence[str]) -> tuple[int, int]:
-    """Size and time of change, without reading. Raises OSError."""
+    """Size and time of change, without reading; of several files their sums. Raises OSError."""
     states = [os.stat(path) for path in paths]
-    return sum(s.st_size for s in states), max(s.st_mtime_ns for s in states)
+    return sum(s.st_size for s in states), sum(s.st_mtime_ns for s in states)
 
 
 def scan_state(job: Job, before: tuple[int, int]) -> FileState:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import Exit, SegError
+from .nibabel_ import header_classes
 from .nifti_geometry import Form, geometry_of
 from .nifti_stream import COPY_AGAIN, GZIP, ByteStream, refuse_compressed
 from .volume import Shape3, spacing_of
@@ -142,11 +143,7 @@ def _parse(path: str, stream: ByteStream) -> Any:
         if len(start) < 540:
             _refuse_foreign(path, stream, start)
     # nibabel takes a third of a second to import, which no command should pay before it needs a header.
-    from nibabel.nifti1 import Nifti1Header
-    from nibabel.nifti2 import Nifti2Header
-
-    kind: Any = Nifti1Header if version == 1 else Nifti2Header
-    return kind(start, endianness=order, check=False)
+    return header_classes()[version - 1](start, endianness=order, check=False)
 
 
 def _read(stream: ByteStream, count: int) -> bytes:

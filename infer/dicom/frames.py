@@ -58,6 +58,7 @@ _CLOCKS = {
     "acquisition time": ("FrameContentSequence", "FrameAcquisitionDateTime", "AcquisitionTime"),
     "instance number": ("", "", "InstanceNumber"),
 }
+_COLOURS = ("PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "MONOCHROME1", "MONOCHROME2")
 _ORTHOGONAL = 1e-3  # of direction cosines, which are written with few digits
 
 
@@ -216,7 +217,8 @@ def _bad_geometry(header: Header, found: str, expected: str) -> SegError:
 def _refuse_colour(header: Header) -> None:
     samples, photometric = whole_number(header, "SamplesPerPixel"), text(header, "PhotometricInterpretation")
     if samples not in (None, 1) or not photometric.startswith("MONOCHROME"):
-        found = f"holds colours ({photometric or 'no photometric interpretation'})"
+        shown = photometric if photometric in _COLOURS else "no known photometric interpretation"
+        found = f"holds colours ({shown})"
         fix = "choose the grey series"
         raise SegError("E-DCM-COLOUR", Exit.INPUT_REFUSED, header.name, found, fix, "MONOCHROME1 or MONOCHROME2")
 

@@ -16,6 +16,7 @@ from ..volume import spacing_of
 from .read import survey
 from .select import Candidate
 from .series import DicomSeries
+from .study import MODALITIES
 
 KEY_VARIABLE = "SEG_UID_KEY"
 _TITLES = ("series", "modality", "contrast", "slices", "voxels", "spacing mm", "field of view mm", "UID", "state")
@@ -40,7 +41,7 @@ def facts(series: DicomSeries) -> dict[str, Any]:
     except (TypeError, ValueError):
         shown = None
     return {
-        "modality": series.modality if series.modality.isalnum() and len(series.modality) <= 16 else "",
+        "modality": series.modality if series.modality in MODALITIES else "other",
         "number": shown,
         "slices": series.shape[2],
         "files": len(series.files),
@@ -75,7 +76,7 @@ def _row(candidate: Candidate) -> tuple[str, ...]:
         extent = _times(lengths * np.array(shape), ".0f")
         state = f"tilted {placement.tilt:.1f} degrees" if placement.tilt else state
     contrasts = " ".join(candidate.contrasts)
-    cells = (number, series.modality, contrasts, str(candidate.slices), size, spacing, extent, series.uid, state)
+    cells = (number, series.shown_modality, contrasts, str(candidate.slices), size, spacing, extent, series.uid, state)
     return tuple(printable(cell) for cell in cells)
 
 

@@ -7,14 +7,14 @@ for how one of several series is chosen, and `seg-infer --list` for what a folde
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Exit, SegError
-from ..nifti import Scan
+from ..nibabel_ import header_classes
 from ..nifti_header import NiftiHeader
+from ..scan import Scan
 from ..spec import ModelSpec
 from ..volume import Shape3, Volume
 from .files import Store, open_store
@@ -203,10 +203,7 @@ def _header(
     intercept: float = 0.0,
 ) -> NiftiHeader:
     """The header that NIfTI masks of the series are written like."""
-    from nibabel.nifti1 import Nifti1Header
-
-    kind: Any = Nifti1Header  # it has no types
-    raw = kind()
+    raw = header_classes()[0]()
     raw.set_data_shape(shape)
     raw.set_xyzt_units("mm")
     raw.set_qform(affine, 1)

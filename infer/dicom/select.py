@@ -129,7 +129,7 @@ def unsuited(candidate: Candidate, spec: ModelSpec) -> str:
     """Why a series is not the model's, "" if it may be."""
     modality = model_modality(spec)
     if modality is not None and candidate.series.modality != modality:
-        return f"is {candidate.series.modality or 'of no modality'}, not {modality}"
+        return f"is {candidate.series.shown_modality}, not {modality}"
     wanted = {word for name in spec.channels for word in contrast_words(name)}
     if wanted and candidate.contrasts and not wanted & set(candidate.contrasts):
         return f"is {' '.join(candidate.contrasts)}"
@@ -167,7 +167,7 @@ def describe(candidate: Candidate) -> str:
     """A series in a few words, none of them from free text."""
     number = candidate.series.number
     name = "series without number" if number is None else f"series {number}"
-    return f"{name} ({candidate.series.modality}, {candidate.slices} slices)"
+    return f"{name} ({candidate.series.shown_modality}, {candidate.slices} slices)"
 
 
 def summary(series: Sequence[SeriesHeaders]) -> str:
@@ -175,7 +175,7 @@ def summary(series: Sequence[SeriesHeaders]) -> str:
     rows = []
     for one in series[:8]:
         name = "without number" if one.number is None else f"number {one.number}"
-        rows.append(f"{name} ({one.modality}, {len(one.headers)} files{_extent(one)})")
+        rows.append(f"{name} ({one.shown_modality}, {len(one.headers)} files{_extent(one)})")
     return "; ".join(rows) + (f"; and {len(series) - 8} more" if len(series) > 8 else "")
 
 

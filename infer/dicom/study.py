@@ -15,6 +15,7 @@ from .frames import VOLUME_CLASSES
 from .header import Header, read_header, text, whole_number, words
 
 MAX_IMAGES = 20_000
+MODALITIES = ("CT", "MR", "PT")
 NAMED = 3  # files named in a message
 _UID = re.compile(r"[0-9.]{1,64}")
 # Image classes that hold no volume, by what a user calls them (DICOM PS3.4 B.5).
@@ -57,6 +58,11 @@ class SeriesHeaders:
     def modality(self) -> str:
         """Modality, "CT" or "MR" mostly."""
         return text(self.headers[0], "Modality")
+
+    @property
+    def shown_modality(self) -> str:
+        """The modality if it is one of the standard's for volumes: nothing else is told."""
+        return self.modality if self.modality in MODALITIES else "other"
 
     @property
     def study(self) -> tuple[str, str]:

@@ -42,7 +42,7 @@ class Tilt:
         height = float(axes[:, 2] @ normal)
         sideways = axes[:, 2] - height * normal
         step = np.linalg.lstsq(axes[:, :2], sideways, rcond=None)[0]  # voxels from slice to slice
-        drift = np.arange(len(frames))[:, None] * step
+        drift = np.round(np.arange(len(frames))[:, None] * step, 4)  # positions have few digits
         first = np.floor(drift.min(axis=0))
         extra = np.ceil(drift.max(axis=0)) - first
         straight = affine.copy()
@@ -83,7 +83,7 @@ def _shifted(plane: NDArray[np.float32], shift: float, extent: int, axis: int, f
         return np.take(plane, np.clip(index, 0, count - 1), axis=axis)
 
     moved: NDArray[np.float32] = take(low) * (1 - weight) + take(low + 1) * weight
-    outside = (at < 0) | (at > count - 1)
+    outside = (at < -0.5) | (at > count - 0.5)  # a voxel reaches half its width beyond its centre
     if axis == 0:
         moved[outside] = fill
     else:

@@ -21,6 +21,10 @@ NAME = "queue.sqlite"
 SCHEMA = 1
 TABLES = """
 CREATE TABLE file(id INTEGER PRIMARY KEY AUTOINCREMENT, bytes INTEGER NOT NULL);
+CREATE TABLE stored(bytes INTEGER NOT NULL);
+INSERT INTO stored VALUES (0);
+CREATE TRIGGER file_added AFTER INSERT ON file BEGIN UPDATE stored SET bytes = bytes + new.bytes; END;
+CREATE TRIGGER file_removed AFTER DELETE ON file BEGIN UPDATE stored SET bytes = bytes - old.bytes; END;
 CREATE TABLE series(
   id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, sender TEXT NOT NULL, expected INTEGER, touched REAL NOT NULL,
   state TEXT NOT NULL);
@@ -41,6 +45,7 @@ CREATE INDEX job_file_file ON job_file(file);
 CREATE TABLE result(
   job INTEGER NOT NULL REFERENCES job(id) ON DELETE CASCADE, file INTEGER NOT NULL REFERENCES file(id),
   PRIMARY KEY(job, file)) WITHOUT ROWID;
+CREATE INDEX result_file ON result(file);
 """
 
 

@@ -168,7 +168,7 @@ class Queue:
 
     def stored_bytes(self) -> int:
         """Of all files."""
-        return int(self.database.one("SELECT coalesce(sum(bytes), 0) FROM file")[0])
+        return int(self.database.one("SELECT bytes FROM stored")[0])
 
     # Settling
 
@@ -308,8 +308,9 @@ class Queue:
             db.execute(f"DELETE FROM series WHERE id IN ({idle})", (known_since, known_since))
             db.execute("DELETE FROM job_file WHERE job IN (SELECT id FROM job WHERE state NOT IN ('ready', 'running'))")
             unused = db.execute(
-                "DELETE FROM file WHERE id NOT IN (SELECT file FROM instance WHERE file IS NOT NULL)"
-                " AND id NOT IN (SELECT file FROM job_file) AND id NOT IN (SELECT file FROM result) RETURNING id"
+                "DELETE FROM file WHERE NOT EXISTS (SELECT 1 FROM instance WHERE file = file.id)"
+                " AND NOT EXISTS (SELECT 1 FROM job_file WHERE file = file.id)"
+                " AND NOT EXISTS (SELECT 1 FROM result WHERE file = file.id) RETURNING id"
             ).fetchall()
         for row in unused:  # after the commit: a kill leaves a file without a row, which the next start removes
             with suppress(FileNotFoundError):
