@@ -44,10 +44,15 @@ class Row:
 
 def parse_method(text: str) -> tuple[str, str | None, dict[str, Any]]:
     """ "crossmatch:paper,eta=0.1" -> method, preset, options; values are JSON, or else strings."""
-    head, *changes = text.split(",")
+    head, _, changes = text.partition(",")
     name, _, preset = head.partition(":")
+    return name, preset or None, parse_options(changes)
+
+
+def parse_options(text: str) -> dict[str, Any]:
+    """ "eta=0.1,optimizer=sgd" -> options."""
     options: dict[str, Any] = {}
-    for change in changes:
+    for change in filter(None, text.split(",")):
         key, equals, value = change.partition("=")
         if not equals:
             raise SystemExit(f"{text}: {change!r} is not NAME=VALUE")
@@ -55,7 +60,7 @@ def parse_method(text: str) -> tuple[str, str | None, dict[str, Any]]:
             options[key] = json.loads(value)
         except ValueError:
             options[key] = value
-    return name, preset or None, options
+    return options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +74,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--network")
     parser.add_argument("--device")
     parser.add_argument("--precision")
+    parser.add_argument("--options", default="", metavar="NAME=VALUE,...", help="of every method; a row's own win")
     parser.add_argument("--labels", nargs="+", type=_labels, help="numbers of labelled cases, and `all`")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--name", help="of the results file; a new size needs a new name")
@@ -102,12 +108,13 @@ def base_settings(options: argparse.Namespace) -> Any:
         raise SystemExit(f"{options.config}: method, preset and labels belong to the rows; name them with the flags")
     names = ("window", "spacing", "width", "iterations", "network", "device", "precision")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return replace(settings, **given).checked()
+    return replace(settings, method_options=parse_options(options.options), **given).checked()
 
 
 def size_of(settings: Any) -> dict[str, Any]:
     """What all rows of one file must have in common, as JSON has it."""
     names = ("spacing", "window", "width", "iterations", "network", "precision", "augmentation", "loop")
+    names += ("method_options",)
     common = {name: getattr(settings, name) for name in names}
     return json.loads(json.dumps({"data": Path(settings.data[0]).name, **common}))
 
@@ -211,7 +218,7 @@ def train_row(row: Row, settings: Any, options: argparse.Namespace) -> dict[str,
         output=str(folder),
         method=method,
         preset=preset,
-        method_options=changes,
+        method_options=settings.method_options | changes,
         labeled=None if row.labels == ALL else row.labels,
         seed=row.seed,
     )

@@ -14,7 +14,7 @@ from seg.infer.backends import open_backend
 from seg.infer.stitch import window_starts
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-SCRIPTS = ("inference", "memory", "startup", "models", "accuracy", "ablations", "dicom_output")
+SCRIPTS = ("inference", "iteration", "memory", "startup", "models", "accuracy", "ablations", "dicom_output")
 MODULES = {*SCRIPTS, "environment", "experiments", "seeds"}
 
 
@@ -87,6 +87,56 @@ def test_dicom_output() -> None:
     for name in ("ours, SEG", "ours, LABELMAP", "ours, RTSTRUCT"):
         assert (table[name][5], table[name][7]) == ("0", "0")
         assert int(table[name][6]) > 1000
+
+
+# A checkout with the layout of the official one and a training loop that says what of it ran.
+CHECKOUT = {
+    "networks/vnet.py": """
+from torch import nn
+class VNet(nn.Module):
+    def __init__(self, n_channels, n_classes, n_filters, normalization, has_dropout, pert_gap):
+        super().__init__()
+        self.conv = nn.Conv3d(n_channels, n_classes, 3, padding=1)
+    def forward(self, x):
+        return self.conv(x)
+""",
+    "utils/losses.py": "dice_loss = lambda score, target: (score * target).mean()",
+    "utils/ramps.py": "",
+    "train_cross_match.py": """
+raise SystemExit("the script itself is not run")
+for epoch_num in range(9):
+    for batch in loader:
+        net = net.cuda()
+        weight = args.conf_thresh
+        loss = dice_loss(net(img_x.cuda())[:, 1], mask_x == 1) + F.cross_entropy(net(img_u_s1), mask_x) * weight
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        raise SystemExit("what follows the step is not timed")
+    raise SystemExit("nor the rest of the epoch")
+""",
+}
+
+
+def test_iteration_with_a_checkout(tmp_path: Path) -> None:
+    for name, text in CHECKOUT.items():
+        path = tmp_path / "LA" / "code" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    done = run("iteration", "--smoke", "--rows", "crossmatch:fast", "--official", str(tmp_path))
+    table = {row[0]: row for row in rows(done.stdout)}
+    assert list(table) == ["supervised,labeled_batch=4", "crossmatch:fast", "official"]
+    ratio, floor = (float(cell) for cell in table["crossmatch:fast"][3:5])
+    assert ratio > 0
+    assert floor == pytest.approx(3.51, abs=0.03)  # 10 encoder and 16 decoder samples with gradient, 2 and 2 without
+    # 2 samples, twice forward and once backward to the weights, 27 taps from one channel to two
+    assert float(table["official"][5]) == pytest.approx(2 * 2 * 2 * 2 * 16**3 * 27 * 2 / 1e9, rel=0.01)
+    assert table["official"][7:9] != ["0", "-"]
+
+
+def test_step_alone_and_with_loading() -> None:
+    (row,) = rows(run("iteration", "--smoke", "--loading", "--rows", "supervised").stdout)
+    assert all(float(cell) > 0 for cell in row[1:])
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -22,18 +22,19 @@ from .facts import CaseFacts
 from .sampling import Sample
 
 STEP = 1e-3  # standard deviations; bf16 rounds values near 1 by 4e-3
-_LEVELS = np.iinfo(np.int16).max - np.iinfo(np.int16).min
+_LOWEST, _LEVELS = -(1 << 15), (1 << 16) - 1  # int16
 
 
 def packed(sample: Sample) -> Sample:
     """The sample with its float32 image as int16."""
     low, high = float(sample.image.min()), float(sample.image.max())
-    slope, offset = (high - low) / _LEVELS, (high + low) / 2
+    slope = (high - low) / _LEVELS
     if not 0 < slope <= STEP:
         return sample
+    offset = low - _LOWEST * slope  # the least value becomes the least integer
     image = np.empty(sample.image.shape, np.int16)
     for stored, values in zip(image, sample.image, strict=True):  # a channel at a time
-        np.copyto(stored, np.clip(np.rint((values - offset) / slope), -32768, 32767), casting="unsafe")
+        np.copyto(stored, np.clip(np.rint((values - offset) / slope), _LOWEST, _LOWEST + _LEVELS), casting="unsafe")
     return replace(sample, image=image, slope=slope, offset=offset)
 
 

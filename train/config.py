@@ -114,9 +114,18 @@ def method_config(settings: Settings) -> MethodConfig:
     return override(METHODS[settings.method].Config(), options, "method")
 
 
-def refuse_bad_options(settings: Settings) -> None:
+def own_part(options: MethodConfig, processes: Processes) -> MethodConfig:
+    """The method's settings with this process's part of every batch. Raises SegError, E-CONFIG, for an odd one."""
+    names = [name for name in asdict(options) if name.endswith("_batch")]
+    shares: dict[str, Any] = {name: processes.portion(getattr(options, name), name) for name in names}
+    part = replace(options, **shares)
+    part.check()
+    return part
+
+
+def refuse_bad_options(settings: Settings, processes: Processes) -> None:
     """Before the data are read: minutes of checking should not end in a misspelled option."""
-    method_config(settings)
+    own_part(method_config(settings), processes)
     override(WeakAugmentation(), settings.augmentation, "augmentation")
     if fixed := {"iterations", "window", "seed", "validate_every"} & settings.loop.keys():
         found = f"[loop] {', '.join(sorted(fixed))}"
@@ -144,9 +153,7 @@ def build_method(config: dict[str, Any], processes: Processes | None = None) -> 
     cls = METHODS[config["method"]["name"]]
     options = override(cls.Config(), config["method"]["options"], "method")
     if processes is not None:
-        names = [name for name in asdict(options) if name.endswith("_batch")]
-        shares: dict[str, Any] = {name: processes.portion(getattr(options, name), name) for name in names}
-        options = replace(options, **shares)
+        options = own_part(options, processes)
     torch.manual_seed(config["loop"]["seed"])
     net = build_network(network["name"], len(spec.channels), len(spec.labels), network["width"], options.dropout)
     return cls(net, options, config["loop"]["iterations"])

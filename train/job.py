@@ -178,7 +178,6 @@ def train(
         training ended; and all that preparing and training raise.
     """
     folder = Path(settings.output)
-    refuse_bad_options(settings)
     device = device_of(settings.device)
     processes = join(device)
     engine = Engine(device, precision_of(settings.precision, device), settings.compile, processes)
@@ -211,6 +210,7 @@ def _begin(
     teacher: Teacher | None,
 ) -> Prepared:
     """Take the run folder until `held` is left, prepare the job, and write or compare its config."""
+    refuse_bad_options(settings, engine.processes)
     refuse_folder(folder, settings.data, resume)
     held.enter_context(locked(folder))
     if not resume:

@@ -141,6 +141,8 @@ class Loop:
             for number, handler in previous.items():
                 signal.signal(number, handler)
         if self._stop is not None:
+            if not self.processes.first:
+                raise SystemExit(128 + self._stop)  # the first one tells
             raise SegError(
                 "E-STOPPED",
                 Exit(128 + self._stop),

@@ -53,6 +53,7 @@ class Processes:
                 raise
         dist.broadcast_object_list(box)
         if box[1] is not None:
+            dist.destroy_process_group()  # the first one, who keeps the store, may be gone already
             raise SystemExit(box[1])
         return cast(T, box[0])
 

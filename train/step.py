@@ -3,6 +3,7 @@
 It knows nothing of data, files or logging. What is timed as "one iteration" is a call of `Step`.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -59,6 +60,10 @@ class Step:
             compile_network(method.student)
         if several:
             # Equal batch statistics and equal gradients keep buffers and parameters equal: nothing is broadcast.
+            # What a user cannot change: torch 2.13 renames broadcast_buffers, and channels-last gradients of kernels of
+            # one voxel have two equal strides.
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+            warnings.filterwarnings("ignore", message="Grad strides do not match", category=UserWarning)
             self._losses = DistributedDataParallel(
                 _Losses(method),
                 broadcast_buffers=False,

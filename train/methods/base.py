@@ -56,6 +56,9 @@ class MethodConfig:
     clip_norm: float = 0.0  # 0 is off
     betas: tuple[float, float] = (0.9, 0.999)  # of adamw
 
+    def check(self) -> None:
+        """Raise SegError, E-CONFIG, for a batch that the method cannot learn from. Other values are checked by type."""
+
     def length(self, iterations: int) -> float:
         """Steps over which the schedules of a run of `iterations` go."""
         return self.stretch * iterations

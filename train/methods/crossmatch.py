@@ -26,6 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seg.infer.errors import Exit, SegError
+
 from ..ema import Ema
 from ..losses import dice_loss, supervised_loss
 from ..networks import Network
@@ -54,6 +56,13 @@ class CrossMatchConfig(MethodConfig):
     teacher: Literal["stacked", "apart", "ema"] = "ema"
     ema: float = 0.99
     ramp_up: float = 0.4  # share of the run over which the unsupervised losses fade in; 0 acts from the first step
+
+    def check(self) -> None:
+        """See the base class."""
+        if self.unlabeled_batch - self.mix_batch < (1 if self.mix_batch else 2):
+            found = f"unlabeled_batch {self.unlabeled_batch} and mix_batch {self.mix_batch} a process"
+            fix = "take a larger unlabeled_batch or fewer processes"
+            raise SegError("E-CONFIG", Exit.USAGE, "", found, fix, "two scans at least: CutMix mixes them")
 
 
 PRESETS: dict[str, dict[str, Any]] = {  # the papers' left atrium

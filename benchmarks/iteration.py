@@ -1,0 +1,327 @@
+"""How long does one training iteration take, per method, and how much of it is the method's own?
+
+Timed as Table 3 of the CrossMatch paper defines it, with a synchronised device: from the batch on the training device
+to the end of the backward pass and the optimiser's step. Included: strong views, CutMix, every forward pass, losses,
+backward, optimiser, moving averages. Not included: loading and weak augmentation (see --loading).
+
+A row is METHOD[:PRESET][,FIELD=VALUE...], any method of seg.train; "supervised" with a labelled batch of 4 is V-Net,
+the unit of the column "x V-Net". With --official the official code runs from a checkout, see official.py. Each row is
+a process of its own; the rows take turns, iteration by iteration, so that whatever disturbs the machine disturbs all
+alike, and a ratio is the median over the turns of the ratio within a turn.
+
+FLOP are counted by torch's FlopCounterMode over one whole iteration, two per multiply-add. The paper's FLOP column is
+one forward pass of a batch of 4 at 112 x 112 x 80 in multiply-adds, with eight times those of transposed convolutions.
+"peak" is a CPU process's greatest resident memory less what it had before the first iteration, or what torch allocated
+on a GPU.
+
+    python benchmarks/iteration.py --official CHECKOUT
+    python benchmarks/iteration.py --device cuda --window 112,112,80 --runs 50 --official CHECKOUT --results FOLDER
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import environment as env
+
+UNIT = "supervised,labeled_batch=4"
+OFFICIAL_ROW = "official"
+# The middle one is `fast` at the paper's batch with the teacher apart, whose floor in FLOP is 2.94 V-Net steps.
+ROWS = (
+    UNIT,
+    "crossmatch:fast,labeled_batch=2,teacher=apart,ema=0.0",
+    "crossmatch:fast",
+    "crossmatch:paper",
+    "crossmatch:official",
+)
+# Table 3: ms, millions of parameters, GFLOP
+PAPER = {
+    "supervised": (22, 9.443, 187.409),
+    "ua-mt": (273, 9.443, 187.409),
+    "sassnet": (501, 20.463, 249.194),
+    "dtc": (545, 9.443, 187.538),
+    "mc-net": (486, 12.348, 380.394),
+    "mc-net+": (1269, 15.247, 572.229),
+    "caml": (1057, 19.725, 450.677),
+    "bcp": (379, 9.443, 187.409),
+    "crossmatch": (210, 9.443, 187.409),
+}
+ALONE_AND_LOADED = (UNIT, "crossmatch:fast")
+VOLUMES = 8  # phantoms, half of them labelled
+
+
+def main() -> None:
+    """Parent: let the rows take turns, then the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", help="default: V-Net and the presets of CrossMatch")
+    parser.add_argument("--official", type=Path, metavar="CHECKOUT", help="of AiEson/CrossMatch")
+    parser.add_argument("--loading", action="store_true", help="the step alone against the step with its loading")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--compile", action="store_true", help="our rows through torch.compile")
+    parser.add_argument("--window", default="64,64,48")
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--runs", type=int, default=8)
+    parser.add_argument("--warm-up", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=env.usable_threads())
+    parser.add_argument("--name", default="iteration", help="of the result file")
+    parser.add_argument("--results", type=Path, default=env.RESULTS)
+    parser.add_argument("--smoke", action="store_true", help="tiny and once, to see that it runs; writes no result")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker is not None:
+        serve(json.loads(options.worker))
+        return
+    if options.smoke:
+        options.window, options.width, options.runs, options.warm_up = "16,16,16", 2, 1, 1
+    if options.loading:
+        rows = options.rows or ALONE_AND_LOADED
+        names = [f"{row}{mode}" for row in rows for mode in ("", " + loading")]
+    else:
+        names = list(options.rows or ROWS)
+        if UNIT not in names:
+            names.insert(0, UNIT)
+        names += [OFFICIAL_ROW] if options.official else []
+    seconds, facts = take_turns(names, options)
+    text = loading_table(seconds) if options.loading else iteration_table(names, seconds, facts)
+    content = {"window": options.window, "width": options.width, "device": facts[names[0]]["device"]}
+    content |= {"precision": facts[names[0]]["precision"], "compile": options.compile, "threads": options.threads}
+    content |= {"rows": {name: {**facts[name], "seconds": seconds[name]} for name in names}}
+    env.report(options.name, content, text, None if options.smoke else options.results)
+
+
+def take_turns(names: list[str], options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Seconds of every run and the facts of every row."""
+    variables = {**os.environ, **dict.fromkeys(env.THREAD_VARIABLES, str(options.threads))}
+    workers: dict[str, subprocess.Popen[str]] = {}
+
+    def ask(name: str, what: str) -> Any:
+        worker = workers[name]
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        worker.stdin.write(what + "\n")
+        worker.stdin.flush()
+        while line := worker.stdout.readline():
+            if line.startswith("{"):
+                return json.loads(line)
+        raise SystemExit(f"{name} ended; see its message above")
+
+    common = {key: getattr(options, key) for key in ("device", "precision", "compile", "window", "width")}
+    try:
+        for name in names:
+            setting = json.dumps({**common, "row": name, "official": str(options.official or "")})
+            command = [sys.executable, __file__, "--worker", setting]
+            workers[name] = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables
+            )
+            for _ in range(options.warm_up):
+                ask(name, "run")
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        for _ in range(options.runs):
+            for name in names:
+                seconds[name].append(ask(name, "run")["seconds"])
+        return seconds, {name: ask(name, "facts") for name in names}
+    finally:
+        for worker in workers.values():
+            worker.kill()
+            worker.communicate()
+
+
+def ratio(times: list[float], unit: list[float]) -> float:
+    """Median of the ratios within each turn."""
+    return median(a / b for a, b in zip(times, unit, strict=True))
+
+
+def iteration_table(names: list[str], seconds: dict[str, list[float]], facts: dict[str, Any]) -> str:
+    """One row per method; the paper's columns beside ours."""
+    columns = ["row", "ms (median)", "ms (least)", "x V-Net", "x V-Net in FLOP", "GFLOP", "M parameters", "peak MB"]
+    columns += ["faster than official", "paper: ms", "paper: x V-Net", "paper: M parameters", "paper: GFLOP"]
+    lines = []
+    for name in names:
+        method = "crossmatch" if name == OFFICIAL_ROW else name.split(":")[0].split(",")[0]
+        paper = PAPER.get(method)
+        row, fact = seconds[name], facts[name]
+        against = f"{ratio(seconds[OFFICIAL_ROW], row):.2f}" if OFFICIAL_ROW in names else "-"
+        lines.append(
+            [name, f"{1000 * median(row):.0f}", f"{1000 * min(row):.0f}", f"{ratio(row, seconds[names[0]]):.2f}"]
+            + [f"{fact['flop'] / facts[names[0]]['flop']:.2f}", f"{fact['flop'] / 1e9:.4g}"]
+            + [f"{fact['parameters'] / 1e6:.3f}", f"{fact['peak_bytes'] / 1e6:.0f}", against]
+            + ([f"{paper[0]}", f"{paper[0] / 22:.1f}", f"{paper[1]}", f"{paper[2]}"] if paper else ["-"] * 4)
+        )
+    return env.table(columns, lines)
+
+
+def loading_table(seconds: dict[str, list[float]]) -> str:
+    """The step alone, with its loading and weak augmentation, and the ratio."""
+    lines = []
+    for name in (name for name in seconds if not name.endswith(" + loading")):
+        alone, loaded = seconds[name], seconds[f"{name} + loading"]
+        lines.append(
+            [name, f"{1000 * median(alone):.0f}", f"{1000 * median(loaded):.0f}", f"{ratio(loaded, alone):.3f}"]
+        )
+    return env.table(("row", "step alone, ms", "with loading, ms", "ratio"), lines)
+
+
+# Workers
+
+
+def serve(setting: dict[str, Any]) -> None:
+    """Worker: an iteration for every line "run", the row's facts for "facts"."""
+    from torch import set_flush_denormal
+
+    set_flush_denormal(True)
+    row = Row(setting)
+    for line in sys.stdin:
+        print(json.dumps(row.facts() if line.strip() == "facts" else {"seconds": row.run()}), flush=True)
+
+
+class Row:
+    """One row's network, batch and iteration."""
+
+    def __init__(self, setting: dict[str, Any]) -> None:
+        import torch
+
+        from seg.train.device import device_of, keep_freed_memory, precision_of
+        from seg.train.step import compile_network
+
+        self.device = device_of(setting["device"])
+        self.precision = precision_of(setting["precision"], self.device)
+        self._before: Callable[[], Any]
+        self._run: Callable[[Any], Any]
+        self._count: Callable[[], Any]
+        if setting["row"] == OFFICIAL_ROW:
+            self.precision = torch.float32
+            self._official(setting)
+        else:
+            if self.device.type == "cpu":
+                keep_freed_memory()
+            self._ours(setting)
+        self._resident = env.resident_bytes()
+        self.flop = count(self._count)
+        if setting["compile"] and setting["row"] != OFFICIAL_ROW:
+            compile_network(self._network)
+
+    def _official(self, setting: dict[str, Any]) -> None:
+        from official import official_step
+
+        from seg.train.strong import cutmix_boxes, strong_view
+
+        loader = make_loader(setting, self.device, 2, 2)
+        batch = loader.load(0).batch
+        strong = strong_view(batch.u, batch.generator), strong_view(batch.u, batch.generator)
+        boxes = [cutmix_boxes(2, batch.u.shape[2:], batch.generator) for _ in range(2)]
+        arguments = (setting["width"], batch.x, batch.y, batch.u, strong, boxes)
+        self._network, self._before, self._run = official_step("crossmatch", Path(setting["official"]), *arguments)
+        self._count = lambda: self._run(self._before())
+
+    def _ours(self, setting: dict[str, Any]) -> None:
+        from seg.train.step import Step
+
+        method = make_method(setting["row"].removesuffix(" + loading"), setting["width"])
+        self._network = method.student
+        step = Step(method.train(), 1000, self.device, self.precision)
+        config = method.config
+        loader = make_loader(setting, self.device, config.labeled_batch, config.unlabeled_batch)
+        fixed, done = loader.load(0).batch, 500  # from the middle of a run: all losses weigh in
+        self._count = lambda: step(with_generator(fixed), done)
+        if setting["row"].endswith(" + loading"):
+            numbers = iter(range(1, 1 << 30))
+            self._before = lambda: step(loader.load(next(numbers)).batch, done)  # the next is being drawn, as in a run
+            self._run = lambda _: step(loader.load(next(numbers)).batch, done)
+        else:
+            self._before, self._run = (lambda: with_generator(fixed)), (lambda batch: step(batch, done))
+
+    def run(self) -> float:
+        """Seconds of one iteration."""
+        prepared = self._before()
+        self._synchronise()
+        began = time.perf_counter()
+        self._run(prepared)
+        self._synchronise()
+        return time.perf_counter() - began
+
+    def facts(self) -> dict[str, Any]:
+        """What is known when all is run."""
+        import torch
+
+        cuda = self.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(self.device) if cuda else env.peak_bytes() - self._resident
+        parameters = sum(p.numel() for p in self._network.parameters() if p.requires_grad)
+        name = torch.cuda.get_device_name(self.device) if cuda else "cpu"
+        precision = str(self.precision).removeprefix("torch.")
+        return dict(flop=self.flop, parameters=parameters, peak_bytes=peak, device=name, precision=precision)
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(self.device)
+
+
+def make_method(row: str, width: int) -> Any:
+    """METHOD[:PRESET][,FIELD=VALUE...] with a fresh V-Net."""
+    import torch
+
+    from seg.train.methods import METHODS, PRESETS
+    from seg.train.networks import build_network
+    from seg.train.settings import override
+
+    first, *fields = row.split(",")
+    name, _, preset = first.partition(":")
+    config = replace(METHODS[name].Config(), **(PRESETS[name][preset] if preset else {}))
+    options = dict(field.split("=") for field in fields)
+    typed = {key: type(getattr(config, key))(value) for key, value in options.items()}
+    config = override(config, typed, "row")
+    torch.manual_seed(0)
+    return METHODS[name](build_network("vnet", 1, 2, width, config.dropout), config, 1000)
+
+
+def make_loader(setting: dict[str, Any], device: Any, labeled: int, unlabeled: int) -> Any:
+    """Batches of phantoms, as a training of the left atrium draws them: volumes in memory, 16 bit."""
+    import numpy as np
+
+    from seg.infer.phantom import atrium_phantom
+    from seg.train.augment import WeakAugmentation
+    from seg.train.cache import packed
+    from seg.train.loader import Data, Loader
+    from seg.train.processes import Processes
+    from seg.train.sampling import Sample
+
+    samples = []
+    for seed in range(VOLUMES):
+        volume, label = atrium_phantom(seed)
+        image = volume.intensities()
+        samples.append(packed(Sample(str(seed), ((image - image.mean()) / image.std()).astype(np.float32), label)))
+    window = tuple(int(n) for n in setting["window"].split(","))
+    data, half = (samples, VOLUMES // 2)
+    return Loader(
+        Data(data[:half], data[half:]), labeled, unlabeled, window, 0.33, WeakAugmentation(), 0, device, Processes()
+    )
+
+
+def with_generator(batch: Any) -> Any:
+    """The same images with the step's random numbers from their start."""
+    import torch
+
+    return replace(batch, generator=torch.Generator(batch.x.device).manual_seed(0))
+
+
+def count(iteration: Callable[[], Any]) -> int:
+    """FLOP of one iteration, two per multiply-add."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        iteration()
+    return int(counter.get_total_flops())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import fact
+from tiny import sample
+
+from seg.infer.spec import ModelSpec, Normalisation
+from seg.train.cache import STEP, Store, packed, packed_bytes
+from seg.train.sampling import Sample, draw
+
+RNG = np.random.default_rng(0)
+NORMAL = Sample("n", RNG.standard_normal((2, 20, 24, 18)).astype(np.float32), sample((20, 24, 18), foreground=50).label)
+
+
+def restored(one: Sample) -> np.ndarray:
+    return one.image.astype(np.float64) * one.slope + one.offset
+
+
+def test_packed_values_are_within_half_a_step() -> None:
+    small = packed(NORMAL)
+    assert small.image.dtype == np.int16
+    assert small.slope < 2e-4
+    assert np.abs(restored(small) - NORMAL.image).max() <= 0.505 * small.slope  # float32 rounds before the integer does
+    assert small.image.min() >= -32768
+    assert restored(small).max() == pytest.approx(NORMAL.image.max(), abs=1e-5)
+
+
+@pytest.mark.parametrize("image", [np.full((1, 4, 4, 4), 3.0), np.linspace(-1, STEP * 70_000, 64).reshape(1, 4, 4, 4)])
+def test_what_would_lose_contrast_stays_as_it_is(image: np.ndarray) -> None:
+    one = Sample("c", image.astype(np.float32), None)
+    assert packed(one) is one
+
+
+def test_crops_of_packed_volumes() -> None:
+    for one, tolerance in ((packed(NORMAL), 1e-4), (NORMAL, 0.0)):
+        whole, part = (draw([s], 2, (30, 16, 18), seed=0, step=3, stream=0, foreground=0.5) for s in (NORMAL, one))
+        assert part.image.dtype == np.float32
+        assert np.abs(whole.image - part.image).max() <= tolerance
+        assert np.array_equal(whole.image == 0, part.image == 0), "padding is exactly 0"
+
+
+def test_files_hold_the_same(tmp_path: Path) -> None:
+    store = Store(tmp_path / "volumes")
+    ours, other = store.put(NORMAL), Store(tmp_path / "volumes").get("n")
+    for one in (ours, other):
+        assert isinstance(one.image, np.memmap)
+        assert (one.id, one.slope, one.offset) == ("n", packed(NORMAL).slope, packed(NORMAL).offset)
+        assert np.array_equal(one.image, packed(NORMAL).image)
+        assert NORMAL.label is not None
+        assert one.label is not None
+        assert np.array_equal(one.label, NORMAL.label)
+    assert store.put(Sample("a/b", NORMAL.image, None)).label is None
+
+
+def test_foreground_candidates_are_few_and_spread() -> None:
+    label = np.zeros((64, 64, 64), np.uint8)
+    label[8:, 8:, 8:] = 1
+    found = Sample("f", label[None].astype(np.float32), label).foreground
+    assert 1 << 15 < len(found) <= 1 << 16
+    assert label.ravel()[found].all()
+    assert found[0] == np.flatnonzero(label)[0]
+    assert found[-1] > 0.99 * label.size
+
+
+def test_bytes_on_the_networks_grid() -> None:
+    spec = ModelSpec(
+        "x", ("background", "a"), ("MR",), (2.0, 1.0, None), Normalisation(), (16, 16, 16), (16, 16, 16), (0, 1)
+    )
+    assert packed_bytes([fact(shape=(10, 20, 30)), fact("p2", (10, 20, 30))], spec) == 2 * (5 * 20 * 30) * 3
