@@ -18,7 +18,11 @@ from typing import BinaryIO
 
 from .errors import Exit, SegError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL = {
+    errno.ENOSPC: "free some disk space",
+    errno.EDQUOT: "free some disk space",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f), or choose another file system",
+}
 _NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 _FOLDER_SYNC_UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF}
 
@@ -118,7 +122,7 @@ def output_error(path: str, error: OSError | ValueError) -> SegError:
     number = error.errno if isinstance(error, OSError) else None
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     if number in _FULL:
-        return SegError("E-OUT-FULL", Exit.OUTPUT, path, f"no room for the output ({reason})", "free some disk space")
+        return SegError("E-OUT-FULL", Exit.OUTPUT, path, f"no room for the output ({reason})", _FULL[number])
     if number in _NO_FOLDER:
         fix = "create the folder, or choose another path"
         return SegError("E-OUT-DIR", Exit.OUTPUT, path, f"cannot be created here ({reason})", fix)

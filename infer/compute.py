@@ -17,10 +17,13 @@ from .machine import available_memory, usable_threads
 from .nifti import NiftiHeader
 from .plan import Plan, TilingOptions, plan_scan
 from .predict import segment
+from .preprocess import Grids
 from .scan import Scan
 from .spec import ModelSpec
+from .volume import spacing_of
 
 MEMORY_SHARE = 0.9  # of what is free now; other processes go on
+MOST_COARSE = 16  # slices of 10 mm for a model at 0.625 mm; beyond it the network would see interpolation alone
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def plan_header(header: NiftiHeader, artifact: Artifact, options: ComputeOptions
 
     Raises
     ------
-    SegError : E-CHANNELS, E-GEO-2D, E-LIMIT-MEMORY.
+    SegError : E-CHANNELS, E-GEO-2D, E-GEO-COARSE, E-LIMIT-MEMORY.
     """
     takes, found = artifact.spec.channels, header.channels
     if found != len(takes):
@@ -112,6 +115,7 @@ def plan_header(header: NiftiHeader, artifact: Artifact, options: ComputeOptions
             "give the whole scan",
             "a 3D scan for this model",
         )
+    _refuse_coarse(header, artifact.spec)
     voxels = int(np.prod(header.shape))
     extra = voxels * (len(artifact.spec.labels) - 1) if options.probabilities else 0
     width = artifact.head.weight.shape[1] if artifact.head and blends_features(artifact, options) else None
@@ -128,6 +132,22 @@ def plan_header(header: NiftiHeader, artifact: Artifact, options: ComputeOptions
         threads=options.threads or usable_threads(),
         passes=2**artifact.spec.dims if options.mirror else 1,
     )
+
+
+def _refuse_coarse(header: NiftiHeader, spec: ModelSpec) -> None:
+    """Voxels of 50 mm for a model at 1 mm are a wrong header, and would be resampled to a grid of days."""
+    grids = Grids.of(header.shape, header.affine, spec)
+    finer = max(network / scan for network, scan in zip(grids.network, grids.scan, strict=True))
+    if finer > MOST_COARSE:
+        sizes = " x ".join(f"{mm:.4g}" for mm in spacing_of(header.affine))
+        raise SegError(
+            "E-GEO-COARSE",
+            Exit.INPUT_REFUSED,
+            header.path,
+            f"voxels of {sizes} mm, along one axis {finer:.0f} times those the model works on",
+            "correct the voxel sizes in the header, or give a finer scan",
+            f"at most {MOST_COARSE} times",
+        )
 
 
 def compute(

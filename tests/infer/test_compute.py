@@ -147,6 +147,20 @@ def test_one_slice_is_no_volume(
     assert run(scan, "-o", str(tmp_path / "m.nii.gz"), "-m", two, "-q") == 0
 
 
+def test_voxels_far_coarser_than_the_models_are_refused(
+    write_scan: Write, threshold_model: Model, tmp_path: Path
+) -> None:
+    model, out = threshold_model(spacing=(1.0, 1.0, 1.0)), str(tmp_path / "m.nii.gz")
+    coarse = write_scan("coarse.nii.gz", boxes(), np.diag([1.0, 1.0, 17.0, 1.0]))
+    for words in ([], ["--dry-run"]):
+        done = infer(coarse, "-o", out, "-m", model, *words)
+        assert (done.returncode, f"E-GEO-COARSE: {coarse}" in done.stderr) == (12, True)
+        assert "17 times" in done.stderr
+    assert not Path(out).exists()
+    thick = write_scan("thick.nii.gz", boxes(), np.diag([1.0, 1.0, 16.0, 1.0]))
+    assert run(thick, "-o", out, "-m", model, "-q") == 0
+
+
 def test_an_empty_mask_is_noted(write_scan: Write, threshold_model: Model, tmp_path: Path) -> None:
     scan = write_scan("a.nii.gz", np.full((5, 6, 7), -1024, np.int16))
     done = infer(scan, "-o", str(tmp_path / "m.nii.gz"), "-m", threshold_model())
