@@ -41,7 +41,7 @@ def naive(x: np.ndarray, tiling: Tiling, classes: int) -> np.ndarray:
 
 @pytest.mark.parametrize("weighting", ["uniform", "gaussian"])
 @pytest.mark.parametrize("blend", ["logit", "probability"])
-@pytest.mark.parametrize("classes", [2, 3, 17])
+@pytest.mark.parametrize("classes", [1, 2, 3, 17, 117])
 @pytest.mark.parametrize(
     ("shape", "window", "step", "batch"),
     [
