@@ -36,7 +36,9 @@ def bytes_per_voxel(proto: onnx.ModelProto, spec: ModelSpec) -> float:
     """Peak bytes of activations of one pass, per voxel, output included."""
     sized = onnx.ModelProto()
     sized.CopyFrom(proto)
-    extent = [s * EXTENT for s in spec.stride[: spec.dims]]
+    # Attention grows with the square of the extent: a network that sees windows alone is counted on one.
+    whole = spec.window if spec.tiling == "window" else [s * EXTENT for s in spec.stride]
+    extent = whole[: spec.dims]
     for dim, size in zip(
         sized.graph.input[0].type.tensor_type.shape.dim, (1, len(spec.channels), *extent), strict=True
     ):

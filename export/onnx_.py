@@ -156,7 +156,9 @@ def _golden(module: nn.Module, spec: ModelSpec) -> Golden:
 def _convert(module: nn.Module, spec: ModelSpec) -> onnx.ModelProto:
     """torch.export -> ONNX opset 21 with dynamic batch and spatial axes."""
     sample = torch.zeros((2, len(spec.channels), *(2 * s for s in spec.stride[: spec.dims])))
-    axes = {0: torch.export.Dim.DYNAMIC, **{2 + a: torch.export.Dim.DYNAMIC for a in range(spec.dims)}}
+    # Multiples of the stride: attention folds the extents into one axis and back, which the exporter must see to fit.
+    extents = [step * torch.export.Dim(f"n{axis}") for axis, step in enumerate(spec.stride[: spec.dims])]
+    axes = {0: torch.export.Dim("batch"), **{2 + axis: extent for axis, extent in enumerate(extents)}}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports optional packages that we do not use
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

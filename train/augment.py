@@ -89,6 +89,19 @@ def weak_augment(
     -------
     image (B, C, *window) float32 and label (B, *window) int64.
     """
+    image, label, _ = weak_augment_with(image, label, None, window, spec, generator)
+    return image, label
+
+
+def weak_augment_with(
+    image: Tensor,
+    label: Tensor | None,
+    bank: Tensor | None,
+    window: Sequence[int],
+    spec: WeakAugmentation,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """`weak_augment`, with maps (B, E, *margin(window)) that are resampled like the image and keep their values."""
     count = len(image)
     if count and spec.spatial:
         grid = _grid(image, window, _affines(count, len(window), spec, generator))
@@ -96,9 +109,11 @@ def weak_augment(
         if label is not None:
             moved = F.grid_sample(label[:, None].float(), grid, mode="nearest", align_corners=False)
             label = moved[:, 0]
+        if bank is not None:
+            bank = F.grid_sample(bank, grid, mode="bilinear", align_corners=False)
     if count:
         image = _intensity(image, spec, generator)
-    return image, None if label is None else label.long()
+    return image, None if label is None else label.long(), bank
 
 
 def _grid(image: Tensor, window: Sequence[int], affine: Tensor) -> Tensor:

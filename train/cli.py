@@ -37,7 +37,7 @@ def seg_train(
     method: Annotated[str, typer.Option(help="supervised or crossmatch; see also --distill.")] = "supervised",
     preset: Annotated[str | None, typer.Option(help="Named settings of the method; crossmatch: paper, official, fast.")] = None,
     distill: Annotated[str | None, typer.Option(metavar="TEACHER", help="Learn from a trained run, an exported file or a shipped model: a smaller student, see --width.")] = None,
-    network: Annotated[str, typer.Option(help="vnet, or unet2d for slices.")] = "vnet",
+    network: Annotated[str, typer.Option(help="vnet, hstf (CNN and transformer) or hstf_s, its smaller size; for slices unet2d or hstf2d.")] = "vnet",
     labeled: Annotated[int | None, typer.Option(metavar="N", help="Use N labelled cases, the other training cases as unlabelled.")] = None,
     split: Annotated[str | None, typer.Option(metavar="FILE", help="JSON with labeledN, train, unlabeled, val. Default: splits.json in DATA.")] = None,
     iterations: Annotated[int | None, typer.Option(min=1)] = None,

@@ -85,6 +85,7 @@ def label_names(settings: Settings, declared: dict[int, str] | None) -> dict[int
 
 def spec_of(settings: Settings, decided: Plan) -> ModelSpec:
     """The network's contract, from the plan and the user's choices."""
+    network: Any = NETWORKS[settings.network]
     return ModelSpec(
         name=settings.name or Path(settings.data[0]).resolve().name,
         labels=decided.labels,
@@ -96,7 +97,7 @@ def spec_of(settings: Settings, decided: Plan) -> ModelSpec:
         stride=decided.stride,
         orientation=decided.orientation,
         dims=decided.dims,
-        tiling="window" if settings.tiling == "window" else "free",
+        tiling=settings.tiling or network.tiling,
         intensity_range=decided.intensity_range,
     )
 

@@ -9,7 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from seg.infer.errors import Exit, SegError, printable
 from seg.infer.machine import available_memory
@@ -39,8 +41,9 @@ from .loop import Loop, LoopConfig
 from .methods import Distill
 from .networks import NETWORKS
 from .plan import Plan, plan
-from .prepare import prepare_all
+from .prepare import prepare, prepare_all
 from .processes import Processes, join, refused_by_a_peer
+from .refinement import Refinement, Truth
 from .report import CURVES, write_evaluation, write_picture
 from .run import (
     CONFIG,
@@ -69,6 +72,7 @@ class Prepared:
     Attributes
     ----------
     cache_bytes : memory of the volumes.
+    hidden : unlabelled cases whose label is there and not used: reports of pseudo-labels compare with it.
     """
 
     config: dict[str, Any]
@@ -76,6 +80,7 @@ class Prepared:
     split: Split
     plan: Plan
     cache_bytes: int
+    hidden: dict[str, Case]
 
 
 def prepare_job(
@@ -111,7 +116,9 @@ def prepare_job(
     if teacher is not None:
         teacher.refuse(spec)
         config["teacher"] = teacher.describe()
-    return Prepared(config, spec, split, decided, packed_bytes(training, spec))
+    names = {case.id for case in split.unlabeled}
+    hidden = {case.id: case for case in dataset.cases if case.label and case.id in names}
+    return Prepared(config, spec, split, decided, packed_bytes(training, spec), hidden)
 
 
 def _decide(
@@ -283,9 +290,14 @@ def _loop(
         write_json(folder / "validation.json", result)
         return result
 
+    data, rules = Data(labeled, unlabeled or labeled), method.rules()
+    common = (engine.device, engine.precision, engine.processes, _truth(job))
+    refinement = None
+    if rules is not None:
+        refinement = Refinement(method, rules, data.labeled, data.unlabeled, job.spec, folder, *common)
     return Loop(
         method,
-        Data(labeled, unlabeled or labeled),
+        data,
         loop_config,
         override(WeakAugmentation(), config["augmentation"], "augmentation"),
         folder,
@@ -293,9 +305,24 @@ def _loop(
         engine.precision,
         compiled=engine.compiled,
         processes=engine.processes,
+        refinement=refinement,
         validate=check,
         report=lambda step, losses, rate: report(step, loop_config.iterations, losses, rate),
     )
+
+
+def _truth(job: Prepared) -> Truth:
+    """Labels that exist and are not used, on the network's grid; None where they are not what the model has."""
+
+    def truth(case: str) -> NDArray[np.uint8] | None:
+        if case not in job.hidden:
+            return None
+        try:
+            return prepare(job.hidden[case], job.spec).label
+        except (SegError, IndexError, ValueError):  # nobody has checked this label
+            return None
+
+    return truth
 
 
 def _volumes(job: Prepared, cases: Sequence[Sequence[Case]], folder: Path, processes: Processes) -> list[list[Sample]]:

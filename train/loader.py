@@ -4,7 +4,7 @@ On a GPU the thread also copies and augments, on a stream of its own, so that th
 the augmentation would compete with the step for the same cores, so it runs between two steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from seg.infer.volume import Shape3
 
-from .augment import WeakAugmentation, weak_augment
+from .augment import WeakAugmentation, weak_augment_with
 from .methods import Batch
 from .processes import Processes
 from .sampling import LABELED, UNLABELED, Crops, Sample, draw
@@ -67,12 +67,18 @@ class Loader:
         self._stream = cast(Any, torch.cuda.Stream)(device) if device.type == "cuda" else None
         self._ahead: tuple[int, Future[Any]] | None = None
         self._reader = ThreadPoolExecutor(1)
+        self._bank: Mapping[str, NDArray[np.uint8]] = {}
 
     def __enter__(self) -> "Loader":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self._reader.shutdown(cancel_futures=True)
+
+    def use(self, bank: Mapping[str, NDArray[np.uint8]]) -> None:
+        """From the next step on, unlabelled windows come with these pseudo-labels (K + 1, X, Y, Z) by case."""
+        self._bank = bank
+        self._ahead = None  # drawn with the ones before
 
     def seed_of(self, step: int) -> int:
         """The seed of a step's augmentation, dropout and perturbations in this process."""
@@ -91,8 +97,9 @@ class Loader:
         current = torch.cuda.current_stream(self.device)
         if loaded.ready is not None:
             current.wait_event(loaded.ready)
-        for tensor in (loaded.batch.x, loaded.batch.y, loaded.batch.u):
-            tensor.record_stream(current)
+        for tensor in (loaded.batch.x, loaded.batch.y, loaded.batch.u, loaded.batch.bank):
+            if tensor is not None:
+                tensor.record_stream(current)
         return loaded
 
     def _begin(self, step: int) -> "Future[Any]":
@@ -121,7 +128,12 @@ class Loader:
         if not self.unlabeled:
             return labeled, None
         return labeled, draw(
-            self.data.unlabeled, self.unlabeled, stream=UNLABELED, first=rank * self.unlabeled, **common
+            self.data.unlabeled,
+            self.unlabeled,
+            stream=UNLABELED,
+            first=rank * self.unlabeled,
+            bank=self._bank,
+            **common,
         )
 
     def batch(self, step: int, labeled: Crops, unlabeled: Crops | None) -> Loaded:
@@ -130,15 +142,17 @@ class Loader:
 
         extents = self.window if self.window[2] > 1 else self.window[:2]  # slices have two
 
-        def weak(crops: Crops) -> tuple[Tensor, Tensor | None]:
+        def weak(crops: Crops) -> tuple[Tensor, Tensor | None, Tensor | None]:
             label = None if crops.label is None else self._moved(crops.label)
-            return weak_augment(self._moved(crops.image), label, extents, self.augmentation, generator)
+            bank = None if crops.bank is None else self._moved(crops.bank).float() / 255
+            image = self._moved(crops.image)
+            return weak_augment_with(image, label, bank, extents, self.augmentation, generator)
 
-        x, y = weak(labeled)
+        x, y, _ = weak(labeled)
         assert y is not None
-        u = weak(unlabeled)[0] if unlabeled is not None else x[:0]
+        u, _, bank = weak(unlabeled) if unlabeled is not None else (x[:0], None, None)
         ids = (*labeled.ids, *(unlabeled.ids if unlabeled is not None else ()))
-        return Loaded(Batch(x, y, u, generator), ids)
+        return Loaded(Batch(x, y, u, generator, bank), ids)
 
     def _moved(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(array)

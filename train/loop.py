@@ -27,6 +27,7 @@ from .log import Log
 from .methods import Method
 from .optim import learning_rate
 from .processes import Processes
+from .refinement import Refinement
 from .run import save_checkpoint, truncate_metrics
 from .step import Step
 
@@ -63,6 +64,7 @@ class Loop:
     ----------
     method : its batch sizes are this process's.
     compiled : see `Step`.
+    refinement : keeps pseudo-labels of the unlabelled scans, for methods with `rules`.
     validate : (deployed network, finished steps) -> metrics with ["mean"]["foreground"]["dice"], or None.
     report : called with (step, losses, steps per second) for the progress bar.
     """
@@ -79,6 +81,7 @@ class Loop:
         *,
         compiled: bool = False,
         processes: Processes | None = None,
+        refinement: Refinement | None = None,
         validate: Callable[[torch.nn.Module, int], dict[str, Any]] | None = None,
         report: Callable[[int, dict[str, float], float], None] = lambda *_: None,
     ) -> None:
@@ -92,7 +95,7 @@ class Loop:
             )
         self.method, self.config, self.folder, self.device = method, config, folder, device
         self.processes = processes or Processes()
-        self.validate, self.report = validate, report
+        self.validate, self.report, self.refinement = validate, report, refinement
         self.step = 0
         self.train_step = Step(
             method, config.iterations, device, precision, compiled=compiled, processes=self.processes
@@ -120,6 +123,9 @@ class Loop:
         """Continue from a checkpoint; newer log lines are dropped."""
         self.step = int(state["step"])
         self.train_step.load_state_dict(state)
+        if self.refinement is not None:
+            self.refinement.restore(self.step)
+            self.loader.use(self.refinement.bank)
         if self.processes.first:
             truncate_metrics(self.folder / "metrics.jsonl", self.step)
 
@@ -134,6 +140,7 @@ class Loop:
         try:
             with self.loader as loader, Log(self.folder, self.step, self.processes) as log:
                 while self.step < self.config.iterations and not self._stopped():
+                    self._refine(loader)
                     losses = self._one_step(loader)
                     self._record(losses, (self.step - first) / (time.perf_counter() - began), log)
             self._save()
@@ -156,6 +163,14 @@ class Loop:
         if self.processes.any(self._stop is not None):
             self._stop = self._stop or signal.SIGTERM
         return self._stop is not None
+
+    def _refine(self, loader: Loader) -> None:
+        """A round of pseudo-labels when it is due, and a checkpoint after it: banks before the last are not kept."""
+        if self.refinement is not None and self.refinement.due(self.step):
+            self.refinement.refresh(self.step)
+            loader.use(self.refinement.bank)
+            self._save()
+            self.refinement.prune()
 
     def _one_step(self, loader: Loader) -> dict[str, Tensor]:
         loaded = loader.load(self.step)

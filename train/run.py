@@ -3,6 +3,7 @@
 config.json       every setting used, the model spec and the split; compared on --resume
 checkpoint.pt     newest checkpoint (checkpoint.previous.pt: the one before)
 .volumes/         prepared cases that do not fit into memory, while a training runs
+refinement/       pseudo-labels of methods that keep some, and a report of every round
 metrics.jsonl     one line per logged step
 validation.json   per-case metrics of the newest validation, and the number of steps finished before it
 validation.csv    the same of the finished run as a table; worst-cases.png and curves.png are pictures of it

@@ -4,7 +4,7 @@ Every sample's random numbers come from (seed, step, stream, index) alone. What 
 how many steps ran before, on prefetching, or on an interruption.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -46,11 +46,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Crops:
-    """A batch of crops before augmentation: image (B, C, X, Y, Z), label (B, X, Y, Z) or None, and the cases' names."""
+    """A batch of crops before augmentation: image (B, C, X, Y, Z), label (B, X, Y, Z) or None, and the cases' names.
+
+    `bank` is (B, K + 1, X, Y, Z) of 255 * `Batch.bank`, or None.
+    """
 
     image: NDArray[np.float32]
     label: NDArray[np.uint8] | None
     ids: tuple[str, ...]
+    bank: NDArray[np.uint8] | None = None
 
 
 def random_numbers(seed: int, step: int, stream: int, index: int) -> np.random.Generator:
@@ -70,6 +74,7 @@ def draw(
     foreground: float = 0.0,
     flips: Sequence[int] = (),
     rotate: bool = False,
+    bank: Mapping[str, NDArray[np.uint8]] | None = None,
 ) -> Crops:
     """Draw `count` crops for one step.
 
@@ -80,19 +85,30 @@ def draw(
     foreground : probability that a labelled crop contains a random foreground voxel at a random place.
     flips : axes that are mirrored with probability 1/2 each.
     rotate : rotate by a multiple of 90 degrees in the x-y plane (window x and y must be equal), as the papers do.
+    bank : pseudo-labels (K + 1, X, Y, Z) of cases, cropped alike.
     """
-    images, labels, ids = [], [], []
+    images, labels, ids, priors = [], [], [], []
+    depth = len(next(iter(bank.values()))) if bank else 0
     for index in range(first, first + count):
         rng = random_numbers(seed, step, stream, index)
         sample = samples[int(rng.integers(len(samples)))]
-        image, label = _crop(sample, window, rng, foreground)
+        start = _place(sample, window, rng, foreground)
+        image, label = _crop(sample, window, start)
         axes = [axis for axis in flips if rng.random() < 0.5]
         turns = int(rng.integers(4)) if rotate else 0
         images.append(_turned(image, axes, turns))
         if label is not None:
             labels.append(_turned(label, axes, turns))
+        if bank:
+            stored = bank.get(sample.id)
+            prior = np.zeros((depth, *window), np.uint8)
+            if stored is not None:
+                inside, source = _overlap(window, start, stored.shape[1:])
+                prior[(slice(None), *inside)] = stored[(slice(None), *source)]
+            priors.append(_turned(prior, axes, turns))
         ids.append(sample.id)
-    return Crops(np.stack(images), np.stack(labels) if labels else None, tuple(ids))
+    stacked = [np.stack(parts) if parts else None for parts in (labels, priors)]
+    return Crops(np.stack(images), stacked[0], tuple(ids), stacked[1])
 
 
 def _turned(array: NDArray[T], axes: list[int], turns: int) -> NDArray[T]:
@@ -101,9 +117,8 @@ def _turned(array: NDArray[T], axes: list[int], turns: int) -> NDArray[T]:
     return np.flip(array, tuple(axis - 3 for axis in axes)) if axes else array
 
 
-def _crop(
-    sample: Sample, window: Shape3, rng: np.random.Generator, foreground: float
-) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
+def _place(sample: Sample, window: Shape3, rng: np.random.Generator, foreground: float) -> list[int]:
+    """First voxel of a random window, negative where the volume is smaller."""
     shape = sample.image.shape[1:]
     lowest = [min(0, n - w) for n, w in zip(shape, window, strict=True)]
     highest = [max(0, n - w) for n, w in zip(shape, window, strict=True)]
@@ -114,9 +129,18 @@ def _crop(
         for axis, (place, w) in enumerate(zip(at, window, strict=True)):
             offset = int(rng.integers(w))
             start[axis] = int(np.clip(int(place) - offset, lowest[axis], highest[axis]))
-    image = np.zeros((len(sample.image), *window), np.float32)
+    return start
+
+
+def _overlap(window: Shape3, start: Sequence[int], shape: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Where the volume lies in the window, and which part of it."""
     inside = tuple(slice(max(0, -s), min(w, n - s)) for s, w, n in zip(start, window, shape, strict=True))
-    source = tuple(slice(max(0, s), s + w) for s, w in zip(start, window, strict=True))
+    return inside, tuple(slice(max(0, s), s + w) for s, w in zip(start, window, strict=True))
+
+
+def _crop(sample: Sample, window: Shape3, start: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
+    image = np.zeros((len(sample.image), *window), np.float32)
+    inside, source = _overlap(window, start, sample.image.shape[1:])
     part = np.multiply(sample.image[(slice(None), *source)], np.float32(sample.slope), dtype=np.float32)
     image[(slice(None), *inside)] = part + np.float32(sample.offset)
     if sample.label is None:

@@ -25,7 +25,7 @@ class Settings:
     compile : through torch.compile.
     spacing : mm along R, A, S. window : voxels.
     labels : names of the classes in the order of their values, background first, where dataset.json does not tell.
-    tiling : "free", or "window" for networks that must not see tiles larger than in training.
+    tiling : "free", or "window" for networks that must not see tiles larger than in training; None: the network's.
     distill : the teacher, a run or an artifact; makes the method "distill".
     license : under which the weights may be used, for the model card.
     validate_every : steps between validations; 0 validates at the end alone, None plans it.
@@ -50,7 +50,7 @@ class Settings:
     validate_every: int | None = None
     compile: bool = False
     labels: tuple[str, ...] | None = None
-    tiling: Literal["free", "window"] = "free"
+    tiling: Literal["free", "window"] | None = None
     distill: str | None = None
     license: str | None = None
     method_options: dict[str, Any] = field(default_factory=dict)

@@ -13,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .device import arrange
 from .methods import Batch, Method
-from .optim import build_optimizer, learning_rate
+from .networks.hstf import attention_parameters
+from .optim import build_optimizer, learning_rate, set_rate
 from .processes import Processes, share_batch_norm
 
 
@@ -52,8 +53,10 @@ class Step:
         if several:
             share_batch_norm(method, device)
         arrange(method, device, precision)
+        attention = attention_parameters(method)
         self.optimizers = {
-            phase: build_optimizer(method.trainable(phase), method.settings(phase)) for phase in method.phases
+            phase: build_optimizer(method.trainable(phase), method.settings(phase), attention)
+            for phase in method.phases
         }
         self._losses: Callable[[Batch, int, str], dict[str, Tensor]] = method.losses
         if compiled:
@@ -75,8 +78,7 @@ class Step:
         """Step number `step` (from 0). Returns the detached losses; nothing waits for the device."""
         found: dict[str, Tensor] = {}
         for phase, optimizer in self.optimizers.items():
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(self.method.settings(phase), step, self.iterations)
+            set_rate(optimizer, learning_rate(self.method.settings(phase), step, self.iterations))
             with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
                 losses = self._losses(batch, step, phase)
             optimizer.zero_grad(set_to_none=True)

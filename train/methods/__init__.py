@@ -12,6 +12,8 @@ from .distill import Distill
 from .dmd import Dmd
 from .dtc import Dtc
 from .fixmatch import FixMatch
+from .hstf import Hstf
+from .hstf_crossmatch import HstfCrossMatch
 from .mc_net import McNet, McNetPlus
 from .sassnet import SassNet
 from .ss_net import SsNet
@@ -35,6 +37,8 @@ METHODS: dict[str, type[Method]] = {
     "unimatch": UniMatch,
     "caml": Caml,
     "crossmatch": CrossMatch,
+    "hstf": Hstf,
+    "hstf_crossmatch": HstfCrossMatch,
     "distill": Distill,
 }
 

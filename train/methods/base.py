@@ -9,10 +9,11 @@ training step is
 
 One phase is the rule; an adversarial method adds a second one with its own parameters (SASSNet's discriminator). A
 pre-training period (BCP) is a branch on `step`, a teacher (UA-MT) is updated in `after_step`. Everything that must
-survive an interruption is a parameter or a buffer.
+survive an interruption is a parameter or a buffer. A method that learns from pseudo-labels of whole scans says by which
+`rules`; the loop makes and keeps them between steps.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..networks import Network
+from ..pseudo import Rules
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Batch:
     x : (B, C, X, Y, Z) labelled images, network grid, normalised, weakly augmented; slices are (B, C, X, Y).
     y : (B, X, Y[, Z]) int64 class indices.
     u : (U, C, X, Y[, Z]) unlabelled images, weakly augmented; U may be 0.
+    bank : (U, K + 1, X, Y[, Z]) float32 in [0, 1], for methods with `rules` once there are pseudo-labels: probability
+        of each class, and last whether it may be trusted; all 0 for cases without. Moved along with `u`.
     generator : the step's random numbers, seeded from (seed, step), so that a resumed run repeats them.
     """
 
@@ -39,6 +43,7 @@ class Batch:
     y: Tensor
     u: Tensor
     generator: torch.Generator
+    bank: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,9 @@ class MethodConfig:
     stretch: float = 1.0  # schedules end at this multiple of the run; CrossMatch's code stops at 14,000 of 17,000
     clip_norm: float = 0.0  # 0 is off
     betas: tuple[float, float] = (0.9, 0.999)  # of adamw
+    warm_up: float = 0.0  # share of the run over which the rate rises linearly
+    attention_lr: float = 0.3  # of transformer blocks, in units of lr
+    attention_decay: float = 0.05  # their weight decay
 
     def check(self) -> None:
         """Raise SegError, E-CONFIG, for a batch that the method cannot learn from. Other values are checked by type."""
@@ -90,6 +98,14 @@ class Method(nn.Module):
 
     def after_step(self, step: int) -> None:
         """Called once after the optimisers' steps: moving averages, memories."""
+
+    def rules(self) -> Rules | None:
+        """How the loop keeps pseudo-labels of the unlabelled scans, which then come with each batch; None: not."""
+        return None
+
+    def elders(self) -> Sequence[nn.Module]:
+        """Earlier states of the deployed network since the last round: what has not changed since is trusted."""
+        return ()
 
     def deployed(self) -> nn.Module:
         """The network to validate and export: one input, one logits output."""

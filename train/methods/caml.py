@@ -57,7 +57,7 @@ class Caml(Method):
         super().__init__(network, config, iterations)
         net = cast(Network, network)
         self.other = cast(nn.Module, net.twin("linear"))
-        self.attention = CrossSampleAttention(net.width << ATTENTION_LEVEL)
+        self.attention = CrossSampleAttention(net.widths[ATTENTION_LEVEL])
         self.projections = nn.ModuleList(mlp(net.width, EMBEDDING, EMBEDDING) for _ in range(2))
         self.predictions = nn.ModuleList(mlp(EMBEDDING, EMBEDDING, EMBEDDING) for _ in range(2))
         self.register_buffer("ring", torch.zeros(net.classes, config.ring, EMBEDDING))

@@ -140,8 +140,8 @@ class CrossMatch(Method):
         mix, mix_w, mix_s = given or (wn.flip(0), ww.flip(0), ws.flip(0))
 
         c = self._threshold(step)
-        teacher, t1, t2 = _Target.of(wn, c), _Target.of(wn, c, mix, box1), _Target.of(wn, c, mix, box2)
-        k1, k2 = _Target.of(ww, c, mix_w, box2), _Target.of(ws, c, mix_s, box2)
+        teacher, t1, t2 = Confident.of(wn, c), Confident.of(wn, c, mix, box1), Confident.of(wn, c, mix, box2)
+        k1, k2 = Confident.of(ww, c, mix_w, box2), Confident.of(ws, c, mix_s, box2)
         ip = (t1.loss(z1) + t2.loss(z2)) / 2
         tkd = (teacher.loss(ww) + teacher.loss(ws) + t2.loss(sw) + t2.loss(ss)) / 4
         dkd = (k1.loss(sw) + k2.loss(ss)) / 2
@@ -181,7 +181,7 @@ class CrossMatch(Method):
         levels = network.encode(torch.cat([first, second]))
         clean, tail = zip(*(level.split_with_sizes([n, m]) for level in levels), strict=True)
         streams = [clean, tail, *(self._perturbed(tail, p) for p in self._rates())]
-        logits = network.decode(_stack(streams), head_dropout=False)
+        logits = network.decode(stack(streams), head_dropout=False)
         return logits.split_with_sizes([n, m, m, m])
 
     def _one_pass(self, x: Tensor, u: Tensor, s1: Tensor, s2: Tensor) -> tuple[Tensor, ...]:
@@ -190,7 +190,7 @@ class CrossMatch(Method):
         levels = network.encode(torch.cat([x, u, s1, s2]))
         fx, fu, f1, f2 = zip(*(level.split_with_sizes([n, m, m, m]) for level in levels), strict=True)
         streams = [fx, f1, f2, *(self._perturbed(f, p) for f in (fu, f2) for p in self._rates())]
-        logits = network.decode(_stack(streams), head_dropout=False)
+        logits = network.decode(stack(streams), head_dropout=False)
         zx, z1, z2, ww, ws, sw, ss = logits.split_with_sizes([n, m, m, m, m, m, m])
         with torch.no_grad():
             average = self._mean_teacher
@@ -210,12 +210,7 @@ class CrossMatch(Method):
 
     def _perturbed(self, levels: Sequence[Tensor], p: float) -> list[Tensor]:
         """Feature perturbation on all five levels (LA/code/networks/vnet.py, PertDropout)."""
-        whole = F.dropout3d if self._network.dims == 3 else F.dropout2d
-        if self.config.perturbation == "dropout":  # one factor a channel: no copy of the level besides the product
-            ones = (level.new_ones(*level.shape[:2], *[1] * (level.dim() - 2)) for level in levels)
-            return [level * whole(one, p) for level, one in zip(levels, ones, strict=True)]
-        drop = F.alpha_dropout if self.config.perturbation == "alpha" else F.feature_alpha_dropout
-        return [drop(level, p, training=True) for level in levels]
+        return perturbed(levels, p, self.config.perturbation, self._network.dims)
 
     def _threshold(self, step: int) -> float:
         c = self.config.threshold
@@ -237,20 +232,30 @@ class CrossMatch(Method):
         return self.student if self.average is None else self.average.network
 
 
-def _stack(streams: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+def perturbed(levels: Sequence[Tensor], p: float, kind: Perturbation, dims: int) -> list[Tensor]:
+    """Feature perturbation of rate `p` on all levels."""
+    if kind == "dropout":  # one factor a channel: no copy of the level besides the product
+        whole = F.dropout3d if dims == 3 else F.dropout2d
+        ones = (level.new_ones(*level.shape[:2], *[1] * (level.dim() - 2)) for level in levels)
+        return [level * whole(one, p) for level, one in zip(levels, ones, strict=True)]
+    drop = F.alpha_dropout if kind == "alpha" else F.feature_alpha_dropout
+    return [drop(level, p, training=True) for level in levels]
+
+
+def stack(streams: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """Levels of several streams -> one batch per level."""
     return [torch.cat(parts) for parts in zip(*streams, strict=True)]
 
 
 @dataclass(frozen=True)
-class _Target:
+class Confident:
     """Hard labels and the voxels that count: (B, X, Y[, Z]) each."""
 
     label: Tensor
     keep: Tensor
 
     @classmethod
-    def of(cls, logits: Tensor, threshold: float, mix: Tensor | None = None, box: Tensor | None = None) -> "_Target":
+    def of(cls, logits: Tensor, threshold: float, mix: Tensor | None = None, box: Tensor | None = None) -> "Confident":
         """Targets from teacher logits, taken from `mix` inside `box`."""
         z = logits.detach().float()
         if mix is not None and box is not None:

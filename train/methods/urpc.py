@@ -43,7 +43,7 @@ class Urpc(Method):
     def __init__(self, network: nn.Module, config: UrpcConfig, iterations: int) -> None:
         super().__init__(network, config, iterations)
         net = cast(Network, network)
-        self.heads = nn.ModuleList(pointwise(net, net.width << k, net.classes) for k in (1, 2, 3))
+        self.heads = nn.ModuleList(pointwise(net, net.stages[k], net.classes) for k in (1, 2, 3))
 
     def trainable(self, phase: str) -> Iterable[nn.Parameter]:
         """The network and the side heads."""

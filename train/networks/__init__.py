@@ -1,19 +1,29 @@
-"""Networks by name. A network has `encode`, `decode`, `forward`, and the class attributes `stride` and `dims`."""
+"""Networks by name. A network has `encode`, `decode`, `forward`; `stride`, `dims` and `tiling` are of its class."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
 
+from .hstf import Hstf, Hstf2d, HstfSmall
 from .unet import UNet2d
 from .vnet import Up, VNet
 
 
 class Network(Protocol):
-    """What methods use of a network beyond nn.Module."""
+    """What methods use of a network beyond nn.Module.
+
+    Attributes
+    ----------
+    tiling : as in `ModelSpec`: "window" unless larger tiles than in training are known to be safe.
+    widths, stages : channels of the feature levels and of the decoder's stages, finest first.
+    """
 
     stride: tuple[int, int, int]
     dims: int
+    tiling: str
+    widths: tuple[int, ...]
+    stages: tuple[int, ...]
     width: int
     channels: int
     classes: int
@@ -45,7 +55,13 @@ class Network(Protocol):
         ...
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"vnet": VNet, "unet2d": UNet2d}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "vnet": VNet,
+    "unet2d": UNet2d,
+    "hstf": Hstf,
+    "hstf_s": HstfSmall,
+    "hstf2d": Hstf2d,
+}
 
 
 def build_network(name: str, channels: int, classes: int, width: int, dropout: float) -> nn.Module:

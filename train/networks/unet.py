@@ -49,6 +49,7 @@ class UNet2d(nn.Module):
 
     stride = (16, 16, 1)
     dims = 2
+    tiling = "free"
 
     def __init__(
         self,
@@ -62,6 +63,7 @@ class UNet2d(nn.Module):
         self.channels, self.classes, self.width, self.dropout = channels, classes, width, dropout
         self.up_mode = up
         widths = [width << level for level in range(LEVELS)]
+        self.widths, self.stages = tuple(widths), tuple(widths[: LEVELS - 1])
         self.encoder = nn.ModuleList(
             _block(n, m, dropout * share) for n, m, share in zip([channels, *widths[:-1]], widths, DROPOUT, strict=True)
         )

@@ -47,6 +47,7 @@ class VNet(nn.Module):
 
     stride = (16, 16, 16)
     dims = 3
+    tiling = "free"
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class VNet(nn.Module):
         self.channels, self.classes, self.width, self.dropout = channels, classes, width, dropout
         self.up_mode = up
         widths = [width << level for level in range(5)]
+        self.widths, self.stages = tuple(widths), tuple(widths[:4])
         self.encoder = nn.ModuleList(
             _stage(channels if level == 0 else widths[level], widths[level], depth)
             for level, depth in enumerate(DEPTHS)

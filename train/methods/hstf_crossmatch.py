@@ -1,0 +1,70 @@
+"""HSTF with CrossMatch: CrossMatch's five streams, their teacher the targets of HSTF, and consistency across scales.
+
+    L = 1/2 (L_sup + 1/2 L_sup_scaled + r(t) U)
+    U = 1/2 L_ip + (1 - eta) L_tkd + eta L_dkd + w_csc L_csc + w_feature L_feature
+
+The stream wn is the mean teacher's (fused with the bank, weighted by voxel); the assistants ww and ws stay with the
+student and are masked by CrossMatch's threshold. The CutMix partner is the batch reversed. See `hstf` and `crossmatch`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..losses import dice_loss
+from ..strong import cutmix_boxes, strong_view
+from .base import Batch
+from .crossmatch import Confident, Perturbation, perturbed, stack
+from .hstf import Hstf, HstfConfig, Target
+
+
+@dataclass(frozen=True)
+class HstfCrossMatchConfig(HstfConfig):
+    """HSTF's values and CrossMatch's."""
+
+    eta: float = 0.3
+    gap: float = 0.5
+    perturbation: Perturbation = "dropout"
+    threshold: float = 0.85  # of the assistants, and of HSTF's weights where they are "threshold"
+    ip_weight: float = 0.5
+
+
+class HstfCrossMatch(Hstf):
+    """See the module's docstring."""
+
+    Config = HstfCrossMatchConfig
+    config: HstfCrossMatchConfig
+
+    def _views(self, batch: Batch, step: int, target: Target) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits of the labelled windows, and CrossMatch's losses."""
+        cfg = self.config
+        s1, s2 = strong_view(batch.u, batch.generator), strong_view(batch.u, batch.generator)
+        box1, box2 = (cutmix_boxes(len(s1), s1.shape[2:], batch.generator) for _ in range(2))
+        s1, s2 = torch.where(box1[:, None], s1.flip(0), s1), torch.where(box2[:, None], s2.flip(0), s2)
+        zx, z1, z2, ww, ws, sw, ss = self._streams(batch.x, batch.u, s1, s2)
+        t1, t2 = target.mixed(box1), target.mixed(box2)
+        k1, k2 = (Confident.of(z, cfg.threshold, z.flip(0), box2) for z in (ww, ws))
+        ip = (_dice(z1, t1) + _dice(z2, t2)) / 2
+        tkd = (_dice(ww, target) + _dice(ws, target) + _dice(sw, t2) + _dice(ss, t2)) / 4
+        dkd = (k1.loss(sw) + k2.loss(ss)) / 2
+        return zx, {
+            "image": cfg.ip_weight * ip,
+            "teacher": (1 - cfg.eta) * tkd,
+            "assistant": cfg.eta * dkd,
+        }
+
+    def _streams(self, x: Tensor, u: Tensor, s1: Tensor, s2: Tensor) -> tuple[Tensor, ...]:
+        """Logits x, s1, s2, ww, ws, sw, ss in one encoder and one decoder pass."""
+        net, n, m = self._network, len(x), len(u)
+        rates = (1 - self.config.gap) / 2, (1 + self.config.gap) / 2
+        levels = net.encode(torch.cat([x, u, s1, s2]))
+        fx, fu, f1, f2 = zip(*(level.split_with_sizes([n, m, m, m]) for level in levels), strict=True)
+        kind = self.config.perturbation
+        streams = [fx, f1, f2, *(perturbed(f, p, kind, net.dims) for f in (fu, f2) for p in rates)]
+        logits = net.decode(stack(streams), head_dropout=False)
+        return logits.split_with_sizes([n, m, m, m, m, m, m])
+
+
+def _dice(logits: Tensor, target: Target) -> Tensor:
+    return dice_loss(logits, target.label, target.weight)
