@@ -1,10 +1,21 @@
-"""What does each part of CrossMatch contribute? Tables 4 and 5 and Fig. 5 of its paper, and two more, at any size.
+"""What does each part of CrossMatch and of HSTF contribute? At any size.
+
+Of CrossMatch Tables 4 and 5 and Fig. 5 of its paper, and two more:
+
 
   eta            weight of the assistant against the teacher, 0.1 to 0.5     (Table 4)
   gap            between weak and strong feature perturbation, 0 to 0.75     (Table 5)
   perturbation   dropout, alpha dropout, feature alpha dropout               (Fig. 5)
   threshold      confidence from which a voxel of the teacher counts
   labels         number of labelled cases, beside supervised training on the same ones
+
+Of HSTF (its network: the same command with --network hstf, hstf_s or hstf2d, under another --name):
+
+  hstf-methods   supervised, CrossMatch, HSTF, HSTF with CrossMatch
+  hstf-parts     from CrossMatch with HSTF's schedule to all parts, one more a row
+  hstf-scale     consistency across scales: off, as augmentation alone, down, up, both
+  hstf-rounds    of pseudo-labels: none, one, three; without cleaning, without stability in the quality
+  hstf-weights   of voxels: none, a hard threshold, SoftMatch's
 
 Every row is a training with one option changed, scored as in accuracy.py; rows that two ablations have in common (the
 preset as it is) are trained once. Killed, it goes on where it was: the same command again.
@@ -14,6 +25,8 @@ preset as it is) are trained once. Killed, it goes on where it was: the same com
   python benchmarks/ablations.py gap --name la-paper --data LA --labels 8 --window 112,112,80 --spacing 0.625 \\
       --width 16 --iterations 9000 --seeds 0
   python benchmarks/ablations.py perturbation --name la-paper --data LA --labels 4 8 16 ...
+  python benchmarks/ablations.py hstf-methods hstf-parts hstf-scale hstf-rounds hstf-weights --name hstf-hippocampus \
+      --data hippocampus --labels 10 --window 32,48,32 --width 8 --iterations 800
 """
 
 import argparse
@@ -33,12 +46,25 @@ BASELINE = "supervised"
 
 @dataclass(frozen=True)
 class Ablation:
-    """One option of the method and the values it takes; `option` None compares numbers of labels alone."""
+    """One option of the method and the values it takes; `option` None compares numbers of labels alone.
+
+    `methods` holds names and what is trained, where rows differ in more than one option.
+    """
 
     title: str
     option: str | None
     values: tuple[float | str, ...] = ()
+    methods: tuple[tuple[str, str], ...] = ()
 
+
+BOTH = "hstf_crossmatch"
+PARTS = (
+    ("EMA teacher, threshold", "csc=off,feature_weight=0.0,rounds=[],weights=threshold"),
+    ("+ scaled consistency", "feature_weight=0.0,rounds=[],weights=threshold"),
+    ("+ features", "rounds=[],weights=threshold"),
+    ("+ pseudo-labels", "weights=threshold,curriculum=[1.0]"),
+    ("+ voxel weights", "curriculum=[1.0]"),
+)
 
 ABLATIONS = {
     "eta": Ablation("Weight of the assistant, eta", "eta", (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)),
@@ -46,6 +72,39 @@ ABLATIONS = {
     "perturbation": Ablation("Kind of feature perturbation", "perturbation", ("dropout", "alpha", "feature_alpha")),
     "threshold": Ablation("Confidence threshold", "threshold", (0.5, 0.6, 0.7, 0.75, 0.85, 0.95)),
     "labels": Ablation("Number of labelled cases", None),
+    "hstf-methods": Ablation(
+        "HSTF's parts by method", None, methods=tuple((m, m) for m in (BASELINE, "crossmatch:fast", "hstf", BOTH))
+    ),
+    "hstf-parts": Ablation(
+        "From CrossMatch to HSTF",
+        None,
+        methods=(
+            ("crossmatch:fast", "crossmatch:fast"),
+            *((name, f"{BOTH},{options}") for name, options in PARTS),
+            ("+ curriculum: all", BOTH),
+        ),
+    ),
+    "hstf-scale": Ablation(
+        "Consistency across scales",
+        None,
+        methods=(*((v, f"{BOTH},csc={v}") for v in ("off", "augment", "down", "up")), ("both", BOTH)),
+    ),
+    "hstf-rounds": Ablation(
+        "Rounds of pseudo-labels",
+        None,
+        methods=(
+            ("none", f"{BOTH},rounds=[]"),
+            ("one", f"{BOTH},rounds=[0.22]"),
+            ("three", BOTH),
+            ("three, no cleaning", f"{BOTH},cleaning=off"),
+            ("three, quality by scales alone", f"{BOTH},stability=false"),
+        ),
+    ),
+    "hstf-weights": Ablation(
+        "Weights of voxels",
+        None,
+        methods=(*((v, f"{BOTH},weights={v}") for v in ("none", "threshold")), ("softmatch", BOTH)),
+    ),
 }
 
 
@@ -89,6 +148,8 @@ def benchmark(options: argparse.Namespace) -> int:
 
 def variants(ablation: Ablation, base: str, dims: int = 3) -> dict[float | str, str]:
     """Value -> method. The value that the preset has anyway is the preset itself."""
+    if ablation.methods:
+        return dict(ablation.methods)
     if ablation.option is None:
         return {BASELINE: BASELINE, base: base}
     own = getattr(ex.config_of(base, dims), ablation.option)

@@ -202,8 +202,22 @@ def test_every_ablation_is_an_option_of_the_method() -> None:
     assert eta[0.3] == base
     assert list(variants(ABLATIONS["gap"], base)) == [0.0, 0.25, 0.5, 0.75]
     assert list(variants(ABLATIONS["perturbation"], base)) == ["dropout", "alpha", "feature_alpha"]
-    own = [base in variants(ablation, base).values() for ablation in ABLATIONS.values()]
+    own = [base in variants(ablation, base).values() for ablation in ABLATIONS.values() if not ablation.methods]
     assert all(own)
+
+
+def test_every_row_of_hstfs_ablations_can_be_trained() -> None:
+    """Each names options that exist, and rows of one table differ."""
+    from ablations import ABLATIONS, variants
+    from experiments import config_of
+
+    tables = {name: variants(ablation, "crossmatch:paper") for name, ablation in ABLATIONS.items() if ablation.methods}
+    assert list(tables) == ["hstf-methods", "hstf-parts", "hstf-scale", "hstf-rounds", "hstf-weights"]
+    for methods in tables.values():
+        configs = [(method.split(":")[0].split(",")[0], config_of(method)) for method in methods.values()]
+        assert len(configs) > 2
+        assert all(a != b for n, a in enumerate(configs) for b in configs[:n])
+    assert config_of(tables["hstf-rounds"]["none"]).rounds == ()
 
 
 def test_ablations_share_their_common_row(run: Run, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ class Refinement:
         predicted = [self._predict(self.method.deployed(), image, scale) for scale in self.rules.scales]
         earlier = [self._predict(elder, image, 1.0).argmax(axis=0) for elder in self.method.elders()]
         views = [p.argmax(axis=0) for p in predicted]
-        fresh = np.mean(predicted, axis=0, dtype=np.float32)
+        fresh: NDArray[np.float32] = np.stack(predicted).mean(axis=0)
         old = self._stored(number - 1, sample.id) if before is not None and before["kept"] else None
         if old is not None:
             fresh = self.rules.memory * (old[:-1] / np.float32(255)) + (1 - self.rules.memory) * fresh

@@ -119,6 +119,17 @@ def test_the_loss_of_distributions() -> None:
     assert float(distribution_loss(logits, target, weight * 0)) == pytest.approx(0, abs=1e-6)
 
 
+def test_the_teacher_is_the_student_after_the_burn_in() -> None:
+    method = build()
+    for step in range(23):
+        with torch.no_grad():
+            for parameter in method.student.parameters():
+                parameter.fill_(float(step))
+        method.after_step(step)
+        same = torch.equal(next(method.teacher.parameters()), next(method.student.parameters()))
+        assert same == (step in (0, 21))
+
+
 def test_earlier_teachers_are_those_of_the_thirds() -> None:
     method = build(rounds=(0.3, 0.6))
     seen = {}

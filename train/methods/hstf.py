@@ -16,8 +16,7 @@ The paper proposes the parts without equations or numbers; each is made concrete
 
 Departures from the proposal. Lengths are shares of the run (of 9000 iterations), so that short runs have all parts.
 Views have one exact scale along all axes, and a grid that the stride divides (see `zoom`), where the proposal lists
-windows for one size. The teacher follows from the first step and is not reset after the burn-in: it is then the student
-or better. Scaled passes do not move batch norm's running statistics. Half of the labelled windows are seen scaled:
+windows for one size. Scaled passes do not move batch norm's running statistics. Half of the labelled windows are seen scaled:
 the other half cost more than an iteration may. SoftMatch's averages start from what is seen, not from constants: 600
 iterations are too few to forget these.
 """
@@ -151,11 +150,10 @@ class Hstf(Method):
             x, y = torch.where(box[:, None], x.flip(0), x), torch.where(box, y.flip(0), y)
         return supervised_loss(self.student(x), y)
 
-    def _unused(self) -> Tensor | float:
+    def _unused(self) -> Tensor:
         """0, for processes that wait for the gradient of every parameter."""
-        if self.predictor is None:
-            return 0.0
-        return 0.0 * torch.stack([p.sum() for p in self.predictor.parameters()]).sum()
+        parts = [p.sum() for p in self.predictor.parameters()] if self.predictor is not None else []
+        return 0.0 * torch.stack([self.confidence.new_zeros(()), *parts]).sum()
 
     def _target(self, p: Tensor, bank: Tensor | None) -> Target:
         """Fused, sharpened, weighted; `p` (U, K, ...) is the teacher's probability."""
@@ -219,7 +217,7 @@ class Hstf(Method):
         with _kept_statistics(self.student, not cfg.scaled_statistics):
             levels = net.encode(zoom.image(torch.cat([batch.x[:labeled], u])))
             logits = net.decode(levels, head_dropout=False)
-        zx, zu = logits.split([labeled, len(u)])
+        zx, zu = logits.split_with_sizes([labeled, len(u)])
         inside = zoom.inside(device=u.device)
         found = {}
         if labeled:
@@ -230,7 +228,7 @@ class Hstf(Method):
             dice = [soft_dice(p[:, k], (y == k).float(), keep) for k in range(1, net.classes)]
             found["supervised"] = 0.5 * (entropy + torch.stack(dice).mean())
         if not len(u):
-            return found | ({"feature": self._unused()} if self.predictor is not None else {})  # type: ignore[dict-item]
+            return found | ({"feature": self._unused()} if self.predictor is not None else {})
         if zoom.factor < 1:
             q, w = zoom.sample(target.probability), zoom.sample(target.weight[:, None])[:, 0] * inside
         else:
@@ -260,6 +258,8 @@ class Hstf(Method):
     def after_step(self, step: int) -> None:
         """Move the teacher; remember it at one and two thirds of the way to each round."""
         self.teacher.update(self.student, step)
+        if step + 1 == self._steps(self.config.burn_in):  # its average still holds the first, bad weights
+            self.teacher.network.load_state_dict(self.student.state_dict())
         starts = [0, *(self._steps(share) for share in self.config.rounds)]
         for begin, end in pairwise(starts):
             for third, kept in enumerate(self.early, start=1):

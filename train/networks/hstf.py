@@ -165,7 +165,8 @@ class TokenStage(nn.Module):
         tokens = (x + self.position(x)).flatten(2).transpose(1, 2)  # (N, L, C)
         for block in self.blocks:
             tokens = block(tokens)
-        return tokens.transpose(1, 2).reshape(x.shape)
+        found: Tensor = tokens.transpose(1, 2).reshape(x.shape)
+        return found
 
 
 class Block(nn.Module):
