@@ -16,9 +16,8 @@ The paper proposes the parts without equations or numbers; each is made concrete
 
 Departures from the proposal. Lengths are shares of the run (of 9000 iterations), so that short runs have all parts.
 Views have one exact scale along all axes, and a grid that the stride divides (see `zoom`), where the proposal lists
-windows for one size. Scaled passes do not move batch norm's running statistics. Half of the labelled windows are seen scaled:
-the other half cost more than an iteration may. SoftMatch's averages start from what is seen, not from constants: 600
-iterations are too few to forget these.
+windows for one size. Half of the labelled windows are seen scaled, since all would cost more than an iteration may.
+SoftMatch's averages start from what is seen, not from constants: short runs would not forget these.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
