@@ -7,7 +7,8 @@ Looks at names only: no scan is opened here (`facts` does that). Layouts underst
   ``X_label.nii.gz`` or ``X_seg.nii.gz``, and here an image without label is an error; ``unlabeled/`` holds scans or
   ``images/``;
 * nnU-Net and Decathlon: ``imagesTr/``, ``labelsTr/``, ``imagesTs/`` (unlabelled), ``dataset.json`` of version 1 or 2.
-  One file per channel, ``X_0000.nii.gz``, when a label is called ``X``; this also works in ``images/`` + ``labels/``.
+  One file per channel, ``X_0000.nii.gz``, when a label is called ``X``; this also works in ``images/`` + ``labels/``;
+* BraTS, LiTS and ACDC as they are distributed: see `layouts`.
 """
 
 import json
@@ -20,6 +21,7 @@ from typing import Any
 
 from seg.infer.errors import Exit, SegError
 
+from .layouts import Found, public_layout
 from .patients import patient_of
 
 SUFFIXES = (".nii.gz", ".nii")
@@ -95,8 +97,11 @@ def discover(folders: Sequence[str]) -> Dataset:
     labels: dict[int, str] | None = None
     channels: tuple[str, ...] | None = None
     for folder in folders:
-        cases += _read_folder(folder, problems, notes)
+        public = None if any(_pools(folder)) else public_layout(folder)
+        cases += _read_folder(folder, problems, notes) if public is None else _cases_of(public, folder)
         here_labels, here_channels = _dataset_json(os.path.join(folder, "dataset.json"), notes)
+        if public is not None:
+            here_labels, here_channels = here_labels or public.labels, here_channels or public.channels
         if labels and here_labels and labels != here_labels:
             raise refusal("LABELS", folder, f"classes {here_labels}", "train on one of them", f"{labels} as before")
         if channels and here_channels and len(channels) != len(here_channels):
@@ -114,6 +119,10 @@ def discover(folders: Sequence[str]) -> Dataset:
         raise refusal("CASES", folders[0], f"{len(problems)} problems: " + "; ".join(problems), fix)
     splits = tuple(path for f in folders if os.path.isfile(path := os.path.join(f, "splits.json")))
     return Dataset(tuple(sorted(cases, key=lambda c: c.id)), labels, channels, splits, tuple(notes))
+
+
+def _cases_of(public: Found, folder: str) -> list[Case]:
+    return [Case(name, images, label, patient, folder) for name, images, label, patient in public.cases]
 
 
 def _read_folder(folder: str, problems: list[str], notes: list[str]) -> list[Case]:

@@ -1,0 +1,79 @@
+"""How does Dice fall when scans appear larger or smaller than in training?
+
+A scan is resampled to a grid that is finer or coarser by each factor, so that the network sees everything so much
+larger or smaller; the mask comes back on the scan's own grid and is scored there, on the validation cases. "fall" is
+the mean over the factors of the Dice lost against factor 1.
+
+    python benchmarks/rescaling.py --data hippocampus with-csc=runs/a without-csc=runs/b
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import environment as env
+
+FACTORS = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4)
+
+
+def main() -> None:
+    """Score every run at every factor."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="NAME=RUN")
+    parser.add_argument("--data", required=True, help="data set in SEG_DATA (else ../shared/data), or a folder")
+    parser.add_argument("--factors", nargs="+", type=float, default=FACTORS)
+    parser.add_argument("--cases", type=int, help="the first N validation cases; default all")
+    parser.add_argument("--name", default="rescaling", help="of the result file")
+    parser.add_argument("--results", type=Path, default=env.RESULTS)
+    options = parser.parse_args()
+    folder = Path(options.data) if Path(options.data).is_dir() else env.DATA / options.data
+    curves = {}
+    for entry in options.runs:
+        name, _, run = entry.rpartition("=")
+        curves[name or Path(run).name] = curve(Path(run), str(folder), options.factors, options.cases)
+    columns = ["run", *(f"{f:g}" for f in options.factors), "fall"]
+    lines = [
+        [name, *(f"{100 * d:.2f}" for d in dice.values()), f"{100 * fall(dice):.2f}"] for name, dice in curves.items()
+    ]
+    content = {"data": folder.name, "dice": {name: {f"{f:g}": d for f, d in c.items()} for name, c in curves.items()}}
+    env.report(options.name, content, env.table(columns, lines), options.results)
+
+
+def curve(run: Path, data: str, factors: list[float], cases: int | None) -> dict[float, float]:
+    """Factor -> mean Dice of the run's validation cases."""
+    import torch
+
+    from seg.infer.spec import ModelSpec
+    from seg.train.cases import discover
+    from seg.train.config import trained_method
+    from seg.train.evaluate import validate
+
+    method, config, _ = trained_method(run)
+    spec = ModelSpec.from_dict(config["spec"])
+    val = [case for case in discover([data]).cases if case.id in config["split"]["val"]][:cases]
+    found = {}
+    for factor in factors:
+        result: Any = validate(method.deployed(), val, scaled(spec, factor), torch.device("cpu"), torch.float32)
+        found[factor] = float(result["mean"]["foreground"]["dice"])
+    return found
+
+
+def scaled(spec: Any, factor: float) -> Any:
+    """The spec whose grid shows everything `factor` times as large."""
+    dims = spec.dims
+    spacing = tuple(None if s is None else s / factor if a < dims else s for a, s in enumerate(spec.spacing))
+    if None in spacing[:dims]:
+        raise SystemExit("a network on each scan's own grid has no scale to change: train with --spacing")
+    return replace(spec, spacing=spacing)
+
+
+def fall(dice: dict[float, float]) -> float:
+    """Mean Dice lost at the factors other than 1."""
+    own = dice[1.0]
+    others = [own - value for factor, value in dice.items() if factor != 1.0]
+    return sum(others) / len(others) if others else 0.0
+
+
+if __name__ == "__main__":
+    main()
