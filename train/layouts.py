@@ -27,11 +27,14 @@ _NIFTI = re.compile(r"(.+?)\.nii(\.gz)?")
 _LITS = re.compile(r"(volume|segmentation)-(\d+)")
 
 
+Entry = tuple[str, tuple[str, ...], str | None, str]  # id, images, label, patient
+
+
 @dataclass(frozen=True)
 class Found:
-    """A public data set: (id, images, label or None, patient) of each case, and what its values and channels are."""
+    """A public data set: its cases, and what its values and channels are."""
 
-    cases: tuple[tuple[str, tuple[str, ...], str | None, str], ...]
+    cases: tuple[Entry, ...]
     labels: dict[int, str]
     channels: tuple[str, ...]
 
@@ -50,7 +53,7 @@ def public_layout(folder: str) -> Found | None:
 
 
 def _brats(folder: str) -> Found | None:
-    cases, problems = [], []
+    cases, problems = list[Entry](), list[str]()
     for place, files in _folders(folder, depth=2):
         name = os.path.basename(place)
         if f"{name}_t1ce" not in files and f"{name}_flair" not in files:
@@ -63,18 +66,18 @@ def _brats(folder: str) -> Found | None:
 
 
 def _lits(folder: str) -> Found | None:
-    images, labels = {}, {}
+    images, labels = dict[int, str](), dict[int, str]()
     for _, files in _folders(folder, depth=1):
         for name, path in files.items():
             if match := _LITS.fullmatch(name):
                 (images if match[1] == "volume" else labels)[int(match[2])] = path
     problems = [f"segmentation-{n} has no volume" for n in sorted(labels.keys() - images.keys())]
-    cases = [(f"volume-{n}", (images[n],), labels.get(n), f"volume-{n}") for n in sorted(images)]
+    cases: list[Entry] = [(f"volume-{n}", (images[n],), labels.get(n), f"volume-{n}") for n in sorted(images)]
     return _found(folder, cases, problems, LITS_LABELS, ("CT",))
 
 
 def _acdc(folder: str) -> Found | None:
-    cases, problems = [], []
+    cases, problems = list[Entry](), list[str]()
     for place, files in _folders(folder, depth=2):
         info = os.path.join(place, "Info.cfg")
         if not os.path.isfile(info):
@@ -119,7 +122,7 @@ def _folders(folder: str, depth: int) -> Iterator[tuple[str, dict[str, str]]]:
 
 def _found(
     folder: str,
-    cases: list[tuple[str, tuple[str, ...], str | None, str]],
+    cases: list[Entry],
     problems: list[str],
     labels: dict[int, str],
     channels: tuple[str, ...],
