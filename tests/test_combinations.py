@@ -21,9 +21,9 @@ from seg.train.settings import Settings
 NETWORKS = ("vnet", "unet2d", "hstf", "hstf2d")
 METHODS = ("supervised", "crossmatch", "hstf", "hstf_crossmatch")
 SHAPE = (20, 18, 17)
-# Exporting attention takes long: of the hybrid's methods one is quick.
+QUICK = ("hstf", "hstf_crossmatch")  # exporting attention takes long: one pair of the hybrid is quick
 PAIRS = [
-    pytest.param(network, method, marks=[pytest.mark.slow] if "hstf" in network and method != "hstf_crossmatch" else [])
+    pytest.param(network, method, marks=[pytest.mark.slow] if "hstf" in network and (network, method) != QUICK else [])
     for network in NETWORKS
     for method in METHODS
 ]

@@ -13,7 +13,8 @@ after everything about a case is decided, and nothing reads it but people.
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,24 @@ FOLDER, PICTURE = "refinement", "rounds.png"
 ONE_PASS = 1 << 23  # voxels; larger scans are predicted in windows
 
 Truth = Callable[[str], "NDArray[np.uint8] | None"]
-Bank = dict[str, NDArray[np.uint8]]
+
+
+class Bank(Mapping[str, NDArray[np.uint8]]):
+    """Pseudo-labels by case, mapped from their files when asked for: there may be more cases than open files."""
+
+    def __init__(self, cases: Sequence[str], load: Callable[[str], NDArray[np.uint8]]) -> None:
+        self._cases, self._load = dict.fromkeys(cases), load
+
+    def __getitem__(self, case: str) -> NDArray[np.uint8]:
+        if case not in self._cases:
+            raise KeyError(case)
+        return self._load(case)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cases)
+
+    def __len__(self) -> int:
+        return len(self._cases)
 
 
 class Refinement:
@@ -79,9 +97,9 @@ class Refinement:
     def bank(self) -> Bank:
         """The pseudo-labels in use: none before the first round."""
         if not self.reports:
-            return {}
+            return Bank((), partial(self._stored, 0))
         newest = self.reports[-1]
-        return {case: self._stored(newest["round"], case) for case in newest["used"]}
+        return Bank(newest["used"], partial(self._stored, newest["round"]))
 
     def restore(self, step: int) -> None:
         """Go back to what there was before `step`; rounds from then on are made again.
@@ -110,8 +128,21 @@ class Refinement:
         return not stopped and step in self.rules.steps[len(self.reports) :]
 
     def refresh(self, step: int) -> None:
-        """Make a round; the first process works, the others wait for its files."""
-        self.reports.append(self.processes.share(lambda: self._round(step, len(self.reports) + 1)))
+        """Make a round; the first process works, the others wait for its files.
+
+        Raises
+        ------
+        SegError : E-OUT-FULL when its files cannot be written; the round is made again on resumption.
+        """
+
+        def make() -> dict[str, Any]:
+            try:
+                return self._round(step, len(self.reports) + 1)
+            except OSError as error:
+                found, fix = f"cannot be written ({error.strerror})", "free some space and run again with --resume"
+                raise SegError("E-OUT-FULL", Exit.OUTPUT, str(self.folder), found, fix) from error
+
+        self.reports.append(self.processes.share(make))
 
     def prune(self) -> None:
         """Remove banks that neither checkpoint needs any more."""

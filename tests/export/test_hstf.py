@@ -35,7 +35,7 @@ def test_whole_network(name: str, dims: int, tmp_path: Path) -> None:
     artifact_is_torchs_network_at_any_extent(name, dims, tmp_path)
 
 
-@pytest.mark.parametrize(("name", "dims"), [("hstf", 3), ("hstf2d", 2)])
+@pytest.mark.parametrize(("name", "dims"), [pytest.param("hstf", 3, marks=pytest.mark.slow), pytest.param("hstf2d", 2)])
 def test_network_of_one_block_a_stage(name: str, dims: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The exporter's reasoning about shapes takes long for eight blocks; each is the same."""
     monkeypatch.setattr(hstf, "BLOCKS", 1)
