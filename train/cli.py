@@ -34,7 +34,7 @@ def seg_train(
     ctx: typer.Context,
     data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Folder(s) of scans: images/ and labels/, labeled/ and unlabeled/, or nnU-Net.")],
     output: Annotated[str, typer.Option("-o", "--output", metavar="RUN", help="Run folder to write.")],
-    method: Annotated[str, typer.Option(help="supervised or crossmatch; see also --distill.")] = "supervised",
+    method: Annotated[str, typer.Option(help="supervised, crossmatch, hstf, hstf_crossmatch, or one of twelve more; see also --distill.")] = "supervised",
     preset: Annotated[str | None, typer.Option(help="Named settings of the method; crossmatch: paper, official, fast.")] = None,
     distill: Annotated[str | None, typer.Option(metavar="TEACHER", help="Learn from a trained run, an exported file or a shipped model: a smaller student, see --width.")] = None,
     network: Annotated[str, typer.Option(help="vnet, hstf (CNN and transformer) or hstf_s, its smaller size; for slices unet2d or hstf2d.")] = "vnet",

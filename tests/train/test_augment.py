@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seg.train.augment import WeakAugmentation, _affines, weak_augment
+from seg.train.augment import WeakAugmentation, _affines, weak_augment, weak_augment_with
 
 NOTHING = WeakAugmentation(rotation=0, scale=0, contrast=0, brightness=0, noise=0, mirror=())
 WINDOW = (16, 16, 16)
@@ -121,3 +121,15 @@ def test_empty_batch() -> None:
     spec = WeakAugmentation()
     out, _ = weak_augment(torch.zeros(0, 1, *spec.margin(WINDOW)), None, WINDOW, spec, generator())
     assert len(out) == 0
+
+
+def test_maps_move_with_the_image_and_keep_their_values() -> None:
+    image = torch.rand(2, 1, 20, 20, 20)
+    image[..., 10:] += 3
+    spec = WeakAugmentation(contrast=0, noise=0, brightness=0.5)
+    moved, _, maps = weak_augment_with(image, None, image.clone(), WINDOW, spec, generator())
+    assert maps is not None
+    offset = (moved - maps)[..., 4:-4, 4:-4, 4:-4].flatten(1)  # the brightness, where no border acts
+    assert float(offset.std(dim=1).max()) < 1e-4
+    assert float(offset.abs().mean()) > 0.01
+    assert 0 <= float(maps.min()) < float(maps.max()) <= float(image.max()) + 1e-5

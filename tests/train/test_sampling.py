@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from tiny import sample
@@ -115,3 +117,20 @@ def test_unlabelled_samples_have_no_label() -> None:
     crops = draw([sample((9, 9, 9), labelled=False)], 2, (8, 8, 8), seed=0, step=0, stream=1)
     assert crops.label is None
     assert crops.image.dtype == np.float32
+
+
+def test_pseudo_labels_are_cropped_and_turned_like_the_image() -> None:
+    rng = np.random.default_rng(0)
+    samples = [Sample(name, rng.integers(1, 200, (1, 9, 20, 14)).astype(np.float32), None) for name in ("a", "b")]
+    bank = {"a": np.repeat(samples[0].image, 3, axis=0).astype(np.uint8)}
+    options: dict[str, Any] = dict(seed=1, step=2, stream=1, flips=(0, 2), rotate=True)
+    found = draw(samples, 12, (12, 12, 12), bank=bank, **options)
+    assert found.bank is not None
+    assert set(found.ids) == {"a", "b"}
+    for name, image, prior in zip(found.ids, found.image, found.bank, strict=True):
+        expected = image if name == "a" else 0 * image
+        assert prior.shape == (3, 12, 12, 12)
+        assert all(np.array_equal(channel, expected[0]) for channel in prior)
+    plain = draw(samples, 12, (12, 12, 12), **options)
+    assert plain.bank is None
+    assert np.array_equal(plain.image, found.image)
