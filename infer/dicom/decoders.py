@@ -135,13 +135,13 @@ def decoder_for(syntax: str, bits: int, signed: bool) -> Decode:
     ------
     SegError : E-DCM-CODEC (exit 12) if none is installed, E-DCM-DECODER (21) if those that are give wrong pixels.
     """
-    from pydicom.uid import UID
+    from pydicom.uid import UID, UID_dictionary
 
     quieten_pydicom()
-    title = UID(syntax).name
+    title = UID(syntax).name if syntax in UID_dictionary else "a private or unknown transfer syntax"
     if syntax not in DECODERS:
         found, fix = (
-            f"pixels are compressed as {title}, which is not supported",
+            f"pixels are encoded as {title}, which is not supported",
             "convert the series, say with dcmdjpeg",
         )
         raise SegError("E-DCM-CODEC", Exit.INPUT_REFUSED, "", found, fix)

@@ -135,7 +135,7 @@ def series_number(series: DicomSeries) -> int:
     """Number of the new series: the source's, further back in the list."""
     try:
         return SERIES_OFFSET + max(0, min(int(series.datasets[0].SeriesNumber), 1 << 30))
-    except (AttributeError, TypeError, ValueError):
+    except Exception:  # whatever a damaged value makes pydicom raise
         return SERIES_OFFSET
 
 

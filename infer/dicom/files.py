@@ -127,11 +127,18 @@ def open_store(path: str) -> Iterator[Store]:
 
 
 def _walk(folder: str) -> Iterator[tuple[str, int]]:
-    """(path, size) of every regular file below a folder; links to folders and hidden names are not entered."""
-    waiting, count = [(folder, 0)], 0
+    """(path, size) of every regular file below a folder, links followed, each folder entered once; hidden names are not.
+
+    A link that leads nowhere may be a slice.
+    """
+    waiting, count, entered = [(folder, 0)], 0, set()
     while waiting:
         place, depth = waiting.pop()
         try:
+            state = os.stat(place)
+            if (state.st_dev, state.st_ino) in entered:
+                continue
+            entered.add((state.st_dev, state.st_ino))
             with os.scandir(place) as found:
                 for item in found:
                     if item.name.startswith("."):
@@ -139,10 +146,13 @@ def _walk(folder: str) -> Iterator[tuple[str, int]]:
                     count += 1
                     if count > MAX_FILES or depth > MAX_DEPTH:
                         raise _too_many(folder, f"over {MAX_FILES:,} files, or folders over {MAX_DEPTH} deep")
-                    if item.is_dir(follow_symlinks=False):
+                    if item.is_dir():
                         waiting.append((item.path, depth + 1))
                     elif item.is_file():
                         yield item.path, item.stat().st_size
+                    elif item.is_symlink() and not os.path.exists(item.path):
+                        lost, fix = "is a link to nothing", "bring the file that it stands for, or remove the link"
+                        raise SegError("E-IN-READ", Exit.INPUT_MISSING, item.path, lost, fix)
         except OSError as error:
             raise _unreadable(place, error) from error
 

@@ -60,6 +60,7 @@ _CLOCKS = {
 }
 _COLOURS = ("PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "MONOCHROME1", "MONOCHROME2")
 _ORTHOGONAL = 1e-3  # of direction cosines, which are written with few digits
+_FINEST, _COARSEST, _FARTHEST = 1e-4, 1e3, 1e5  # mm between voxels, and from the origin, that a scanner can mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,8 +179,10 @@ def _frame(header: Header, index: int, rows: int, columns: int) -> Frame:
     assert position is not None
     assert orientation is not None
     assert spacing is not None
-    if min(spacing) <= 0:
+    if not (_FINEST <= min(spacing) and max(spacing) <= _COARSEST):
         raise _bad_geometry(header, f"PixelSpacing is {spacing[0]:g}, {spacing[1]:g}", "lengths in mm")
+    if max(map(abs, position)) > _FARTHEST:
+        raise _bad_geometry(header, "ImagePositionPatient is far outside any scanner", f"at most {_FARTHEST:,.0f} mm")
     cosines = np.array(orientation).reshape(2, 3)
     lengths = np.linalg.norm(cosines, axis=1)
     if np.abs(lengths - 1).max() > _ORTHOGONAL or abs(cosines[0] @ cosines[1]) > _ORTHOGONAL:

@@ -23,6 +23,7 @@ _MAX_DEFLATED = 1 << 20  # deflate grows a thousandfold, and pydicom inflates th
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _PIXELS = {0x0008: "FloatPixelData", 0x0009: "DoubleFloatPixelData", 0x0010: "PixelData"}  # of group 7FE0
 _UNDEFINED = 0xFFFFFFFF
+_PROGRAMS = (b"MZ", b"\x7fELF")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +39,7 @@ class Header:
     keyword : "PixelData", "FloatPixelData", "DoubleFloatPixelData" or "".
     syntax : transfer syntax UID.
     preamble : whether the file starts as the standard says.
+    program : whether it starts like a program of Windows or Linux too (CVE-2019-11687).
     """
 
     dataset: "Dataset"
@@ -47,6 +49,7 @@ class Header:
     keyword: str
     syntax: str
     preamble: bool
+    program: bool = False
 
     @property
     def name(self) -> str:
@@ -102,7 +105,7 @@ def read_header(store: Store, entry: Entry) -> Header | None:
 
 def _refuse_by_name(entry: Entry, start: bytes) -> None:
     """What is called .dcm and is not DICOM may be a slice that did not arrive."""
-    if entry.name.lower().endswith((".dcm", ".ima")):
+    if entry.name.lower().endswith((".dcm", ".ima", ".dcm.gz")):
         found = "is no DICOM object" if start else "is an empty file"
         fix = "copy it again, or move it away if it does not belong to the scan"
         raise SegError("E-DCM-HEADER", Exit.INPUT_CORRUPT, entry.name, found, fix)
@@ -132,7 +135,7 @@ def _parse(start: bytes, entry: Entry, whole: bool) -> Header | None:
         return None
     offset, length, keyword = _pixel_element(start[at : at + 12], at, dataset)
     _strip(dataset)
-    return Header(dataset, entry, offset, length, keyword, syntax, preamble)
+    return Header(dataset, entry, offset, length, keyword, syntax, preamble, start.startswith(_PROGRAMS))
 
 
 def _pixel_element(head: bytes, at: int, dataset: "Dataset") -> tuple[int, int, str]:

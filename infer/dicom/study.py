@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from ..errors import Exit, SegError
-from .files import COPY_AGAIN, Store
+from .files import COPY_AGAIN, Entry, Store
 from .frames import VOLUME_CLASSES
 from .header import Header, read_header, text, whole_number, words
 
@@ -101,15 +101,18 @@ def scan(store: Store) -> Study:
     """
     aside: Counter[str] = Counter()
     groups: dict[str, list[Header]] = defaultdict(list)
+    strangers: list[Entry] = []
     flat = 0
     for entry in store.entries:
         header = read_header(store, entry)
         if header is None:
-            aside["files that are not DICOM"] += 1
+            strangers.append(entry)
             continue
-        kind = text(header, "SOPClassUID") or str(header.dataset.file_meta.get("MediaStorageSOPClassUID", ""))
+        kind = text(header, "SOPClassUID")
+        if not kind and (kind := text(header, "MediaStorageSOPClassUID", header.dataset.file_meta)):
+            header.dataset.SOPClassUID = kind
         if not kind and not header.preamble:  # an element of group 8 alone proves nothing
-            aside["files that are not DICOM"] += 1
+            strangers.append(entry)
         elif not kind or (kind in VOLUME_CLASSES and not header.keyword):
             found = "has no pixel data" if kind else "does not say what it is (SOPClassUID)"
             raise SegError("E-DCM-TRUNC", Exit.INPUT_CORRUPT, header.name, found, COPY_AGAIN, "a whole image")
@@ -122,6 +125,9 @@ def scan(store: Store) -> Study:
         if sum(map(len, groups.values())) > MAX_IMAGES:
             found, fix = f"holds over {MAX_IMAGES:,} images", "give the folder of one study or series"
             raise SegError("E-LIMIT-FILES", Exit.LIMIT, store.path, found, fix)
+    _refuse_namesakes(strangers, [header for headers in groups.values() for header in headers])
+    if strangers:
+        aside["files that are not DICOM"] = len(strangers)
     found_series = [_without_localizers(uid, headers) for uid, headers in groups.items()]
     series = [one for one in found_series if one.headers]
     aside["localizers"] += sum(len(one.localizers) for one in found_series)
@@ -130,6 +136,22 @@ def scan(store: Store) -> Study:
         raise _nothing(store.path, aside, flat)
     series.sort(key=lambda one: (one.number is None, one.number or 0, one.uid))
     return Study(store.path, tuple(series), dict(aside))
+
+
+def _refuse_namesakes(strangers: list[Entry], headers: list[Header]) -> None:
+    """What is no DICOM object and is called like the slices beside it may be a slice that did not arrive whole."""
+    slices = {_family(header.name): header.label for header in headers}
+    for entry in strangers:
+        if (like := slices.get(_family(entry.name))) is not None:
+            found = f"is {'no DICOM object' if entry.size else 'an empty file'} and is called like the slice {like}"
+            fix = "copy it again, or move it away if it does not belong to the scan"
+            raise SegError("E-DCM-HEADER", Exit.INPUT_CORRUPT, entry.name, found, fix)
+
+
+def _family(name: str) -> tuple[str, str]:
+    """Folder and name without its numbers."""
+    folder, _, base = name.rpartition("/")
+    return folder, re.sub("[0-9]+", "0", base)
 
 
 def _flat(kind: str) -> str | None:

@@ -4,13 +4,14 @@ What the header claims is compared with the bytes that are there before memory i
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Exit, SegError
-from .decoders import LOSSY, Layout, decode, to_stored
+from .decoders import LOSSY, Layout, decode, decoder_for, to_stored
 from .files import COPY_AGAIN, Store
 from .frames import Frame
 from .header import EXPORT_AGAIN, Header, number, text, whole_number
@@ -133,17 +134,23 @@ def _planes(store: Store, frames: Sequence[Frame], layouts: dict[int, Layout]) -
             yield _native(store, frame, layout)
             continue
         if id(header) not in streams:
+            with _naming(frame):  # a syntax that nothing here reads may have pixels of any form
+                decoder_for(header.syntax, layout.stored, layout.signed)
             streams = {id(header): _streams(store, header)}
         found = streams[id(header)]
         if len(found) < frame.index:
             what = f"has {len(found)} compressed frames, not number {frame.index}"
             raise SegError("E-DCM-TRUNC", Exit.INPUT_CORRUPT, header.name, what, COPY_AGAIN)
-        yield _named_errors(frame, found[frame.index - 1], layout)
+        with _naming(frame):
+            values = decode(found[frame.index - 1], header.syntax, layout, frame.name)
+        yield values
 
 
-def _named_errors(frame: Frame, stream: bytes, layout: Layout) -> NDArray[np.generic]:
+@contextmanager
+def _naming(frame: Frame) -> Iterator[None]:
+    """Errors of decoders get the file's name."""
     try:
-        return decode(stream, frame.header.syntax, layout, frame.name)
+        yield
     except SegError as error:
         raise SegError(
             error.code, error.exit, error.path or frame.header.name, error.found, error.fix, error.expected
@@ -273,6 +280,8 @@ def unusual(frames: Sequence[Frame]) -> list[str]:
     """Notes on objects that are read although they are not as the standard wants them."""
     bare = [frame for frame in frames if not frame.header.preamble]
     notes = [f"{len(bare)} files lack the DICOM preamble"] if bare else []
+    if programs := sum(frame.header.program for frame in frames):
+        notes.append(f"{programs} files start like a program: nothing of that is read or written")
     if any(text(frame.header, "BurnedInAnnotation") == "YES" for frame in frames):
         notes.append("text is burned into the image")
     return notes

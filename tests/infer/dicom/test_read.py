@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from dicom_files import (
     AXIAL,
+    CT,
     ENHANCED_CT,
     enhanced_dataset,
     on,
@@ -248,6 +249,61 @@ def test_other_objects_are_set_aside(tmp_path: Path) -> None:
     scan = read(str(tmp_path))
     assert_boxes(scan)
     assert "set aside: 7 DICOM objects that are no images, 3 files that are not DICOM" in scan.header.notes
+
+
+def test_linked_folders_are_entered_once(tmp_path: Path) -> None:
+    """A series is not cut short where a part of it is linked, nor read for ever where a link leads back."""
+    write_series(tmp_path / "s" / "a", boxes(), skip=range(5, 9))
+    write_series(tmp_path / "elsewhere", boxes(), skip=range(5))
+    (tmp_path / "s" / "b").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "again").symlink_to(tmp_path / "s")
+    assert_boxes(read(str(tmp_path / "s")))
+
+
+def test_the_kind_of_object_may_stand_in_the_file_meta_alone(tmp_path: Path) -> None:
+    write_series(tmp_path, boxes(), edit=setting(SOPClassUID=None))
+    scan = read(str(tmp_path))
+    assert_boxes(scan)
+    assert scan.series is not None
+    assert all(dataset.SOPClassUID == CT for dataset in scan.series.datasets)
+
+
+def test_damaged_headers_end_in_one_line(tmp_path: Path) -> None:
+    """Bytes changed, cut out, put in or moved: a volume, or an error that says so; whatever is read can be written."""
+    from known import plain_spec
+
+    from seg.infer.dicom.segmentation import segmentation_dataset
+
+    write_series(tmp_path / "c", boxes()[..., :4])
+    save(tmp_path / "e" / "m.dcm", enhanced_dataset(boxes()[..., :4]))
+    rng, whole = random.Random(0), {path: path.read_bytes() for path in sorted(tmp_path.glob("*/*"))}
+    outcomes = set()
+    for _ in range(120):
+        path = rng.choice(list(whole))
+        data = bytearray(whole[path])
+        at, other, count = (rng.randrange(128, len(data) - 2500 if "e" in path.parts[-2] else 700), rng.randrange(128, 700),
+                            rng.randrange(1, 20))  # fmt: skip
+        change = rng.choice(["set", "set", "cut", "put", "move"])
+        if change == "set":
+            data[at] = rng.randrange(256)
+        elif change == "cut":
+            del data[at : at + count]
+        elif change == "put":
+            data[at:at] = rng.randbytes(count)
+        else:
+            data[at : at + count] = data[other : other + count]
+        path.write_bytes(data)
+        try:
+            scan = read(str(path.parent))
+            assert scan.series is not None
+            mask = np.ones(scan.series.shape, np.uint8)
+            segmentation_dataset(scan.series, mask, plain_spec(), model_sha256="0" * 64)
+            outcomes.add("read")
+        except SegError as error:
+            assert error.exit in (10, 11, 12, 13)
+            outcomes.add(error.code)
+        path.write_bytes(whole[path])
+    assert {"read", "E-DCM-TAG", "E-DCM-UID"} <= outcomes
 
 
 def test_a_lone_localizer_is_set_aside(tmp_path: Path) -> None:

@@ -129,6 +129,32 @@ def raw(keyword: str, vr: str, value: bytes) -> Make:
     return make
 
 
+def native_as(uid_text: str) -> Make:
+    """D12: a transfer syntax that nobody knows, over pixels that are not in fragments."""
+
+    def make(folder: Path) -> None:
+        for path in write_series(folder / "s", boxes()):
+            dataset = dcmread(path)
+            dataset.file_meta.TransferSyntaxUID = uid_text
+            dataset.save_as(path, enforce_file_format=False)
+
+    return make
+
+
+def lost(change: Callable[[Path], Any]) -> Make:
+    """The last of files without suffix did not arrive whole."""
+
+    def make(folder: Path) -> None:
+        change(write_series(folder / "s" / "deep", boxes(), name="I{}0".format)[-1])
+
+    return make
+
+
+def link_to_nothing(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
 def unknown_syntax(uid_text: str) -> Make:
     """D12: another transfer syntax over the same bytes."""
 
@@ -218,6 +244,8 @@ ROWS: list[tuple[str, Make, list[str], int, str, list[str]]] = [
     ("D10 none", times(), ["--time-point", "4"], 12, "E-DCM-TIME", ["none has number 4"]),
     ("D11", times(drop=5), ["--time-point", "1"], 12, "E-DCM-TIME", ["26 of 27 slices", "005.dcm"]),
     ("D12", unknown_syntax("1.2.840.10008.1.2.4.201"), [], 12, "E-DCM-CODEC", ["High-Throughput JPEG 2000", "convert"]),
+    ("D12 private", native_as("1.2.840.113619.5.2"), [], 12, "E-DCM-CODEC", ["private or unknown", "convert"]),
+    ("D12 text", native_as("Doe^Jane"), [], 12, "E-DCM-CODEC", ["private or unknown"]),
     ("D14 1 %", cut(0.01), [], 11, "E-DCM-TRUNC", ["008.dcm", "end after 594 of 600 bytes"]),
     ("D14 50 %", cut(0.5), [], 11, "E-DCM-TRUNC", ["end after 300 of 600 bytes"]),
     ("D14 all", cut(1.0), [], 11, "E-DCM-TRUNC", ["008.dcm"]),
@@ -235,12 +263,16 @@ ROWS: list[tuple[str, Make, list[str], int, str, list[str]]] = [
      ["1 of 9 files have no ImagePositionPatient: 002.dcm"]),
     ("D17 all", series(edit=on(None, ImageOrientationPatient=None)), [], 12, "E-DCM-GEOMETRY",
      ["9 of 9 files have no ImageOrientationPatient: 000.dcm, 001.dcm, 002.dcm and 6 more"]),
+    ("D17 far", series(edit=on([8], ImagePositionPatient=["1e300", 0, 0])), [], 12, "E-DCM-GEOMETRY",
+     ["008.dcm", "ImagePositionPatient", "at most 100,000 mm"]),
     ("D17 bad", series(edit=on(None, ImageOrientationPatient=[1, 0, 0, 1, 0, 0])), [], 12, "E-DCM-GEOMETRY",
      ["perpendicular"]),
     ("D18 missing", series(edit=on(None, PixelSpacing=None)), [], 12, "E-DCM-GEOMETRY", ["PixelSpacing"]),
     ("D18 imager", series(edit=on(None, PixelSpacing=None, ImagerPixelSpacing=[1, 1])), [], 12, "E-DCM-GEOMETRY",
      ["PixelSpacing"]),
     ("D18 zero", series(edit=on(None, PixelSpacing=[0, 1])), [], 12, "E-DCM-GEOMETRY", ["PixelSpacing is 0, 1"]),
+    ("D18 tiny", series(edit=on(None, PixelSpacing=["1e-300", "1e-300"])), [], 12, "E-DCM-GEOMETRY", ["1e-300"]),
+    ("D18 huge", series(edit=on(None, PixelSpacing=["1e300", "1e300"])), [], 12, "E-DCM-GEOMETRY", ["1e+300"]),
     ("D18 differs", series(edit=on([3], PixelSpacing=[1.1, 0.8])), [], 12, "E-DCM-STACKS", ["spacing", "003.dcm"]),
     ("D22", series(edit=on(range(4), RescaleSlope=None, RescaleIntercept=None)), [], 12, "E-DCM-RESCALE",
      ["4 of 9 slices lack", "000.dcm, 001.dcm, 002.dcm and 1 more"]),
@@ -251,6 +283,13 @@ ROWS: list[tuple[str, Make, list[str], int, str, list[str]]] = [
     ("D25", only_others, [], 10, "E-DCM-EMPTY", ["1 DICOM objects that are no images", "1 files that are not DICOM"]),
     ("D25 empty slice", lambda p: (series()(p), (p / "s" / "009.dcm").write_bytes(b"")), [], 11, "E-DCM-HEADER",
      ["009.dcm", "is an empty file"]),
+    ("D25 cut slice", lost(lambda p: p.write_bytes(p.read_bytes()[:100])), [], 11, "E-DCM-HEADER",
+     ["deep/I80", "is no DICOM object and is called like the slice deep/I70"]),
+    ("D25 emptied slice", lost(lambda p: p.write_bytes(b"")), [], 11, "E-DCM-HEADER", ["deep/I80: is an empty file"]),
+    ("D25 zeroed slice", lost(lambda p: p.write_bytes(bytes(1000))), [], 11, "E-DCM-HEADER", ["is called like"]),
+    ("D25 link", lost(link_to_nothing), [], 10, "E-IN-READ", ["deep/I80: is a link to nothing"]),
+    ("D25 packed slice", lambda p: (series()(p), (p / "s" / "009.dcm.gz").write_bytes(b"\x1f\x8b" + bytes(200))), [], 11,
+     "E-DCM-HEADER", ["009.dcm.gz", "is no DICOM object"]),
     ("D29", series(edit=on([1], SOPInstanceUID="../../evil")), [], 12, "E-DCM-UID", ["SOPInstanceUID", "001.dcm"]),
     ("D29 series", series(edit=on(None, SeriesInstanceUID="/etc/passwd")), [], 12, "E-DCM-UID", ["SeriesInstanceUID"]),
     ("D29 study", series(edit=on(None, StudyInstanceUID="1.2\n3")), [], 12, "E-DCM-UID", ["StudyInstanceUID"]),

@@ -123,7 +123,7 @@ def test_highdicom_builds_the_same_volume(source: str, kind: Any, tmp_path: Path
 
 
 def test_each_frame_refers_to_the_instance_that_it_lies_on(tmp_path: Path) -> None:
-    """Whatever order the headers come in: positions decide."""
+    """D38: whatever order the headers come in, positions decide."""
     series = classic()
     order = [3, 0, 5, 1, 4, 2]
     shuffled = replace(series, datasets=tuple(series.datasets[k] for k in order))
@@ -154,6 +154,7 @@ def test_frame_numbers_of_an_enhanced_source(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_empty_mask_is_a_whole_object(kind: Any, tmp_path: Path) -> None:
+    """D37."""
     series = classic()
     seg = made(series, np.zeros(SHAPE, np.uint8), tmp_path / "mask.dcm", kind=kind)
     np.testing.assert_array_equal(by_source(seg, series), 0)
