@@ -1,9 +1,9 @@
 """How long does reading a DICOM series take, beside pydicom alone in a plain loop?
 
-A CT series of 140 slices, 512 x 512, 16-bit, made by code, uncompressed. Each contender reads it in fresh processes: once
-with its imports, then four times more. "pydicom" is dcmread and pixel_array of each file, stacked in the order of their
-names: it looks at no position, rescales nothing and refuses nothing. "ours" is the whole of `seg.infer.dicom.read`. Both
-must give the same stored values; contenders take turns.
+A CT series of 140 slices, 512 x 512, 16-bit, made by code, uncompressed. Each contender reads it in fresh processes,
+in turns: once with its imports, then four times more. "pydicom" is dcmread and pixel_array of each file, stacked in the
+order of names: it looks at no position and refuses nothing. "ours" is the whole of `seg.infer.dicom.read`. Both must
+give the same stored values.
 """
 
 import argparse

@@ -127,7 +127,7 @@ def open_store(path: str) -> Iterator[Store]:
 
 
 def _walk(folder: str) -> Iterator[tuple[str, int]]:
-    """(path, size) of every regular file below a folder, links followed, each folder entered once; hidden names are not.
+    """(path, size) of every regular file below a folder but hidden ones. Links are followed, each folder entered once.
 
     A link that leads nowhere may be a slice.
     """

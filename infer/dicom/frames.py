@@ -179,7 +179,7 @@ def _frame(header: Header, index: int, rows: int, columns: int) -> Frame:
     assert position is not None
     assert orientation is not None
     assert spacing is not None
-    if not (_FINEST <= min(spacing) and max(spacing) <= _COARSEST):
+    if min(spacing) < _FINEST or max(spacing) > _COARSEST:
         raise _bad_geometry(header, f"PixelSpacing is {spacing[0]:g}, {spacing[1]:g}", "lengths in mm")
     if max(map(abs, position)) > _FARTHEST:
         raise _bad_geometry(header, "ImagePositionPatient is far outside any scanner", f"at most {_FARTHEST:,.0f} mm")

@@ -25,7 +25,7 @@ from .select import Candidate, choose, choose_for
 from .series import DicomSeries
 from .study import SeriesHeaders, Study, scan
 from .tilt import Tilt
-from .voxels import layout_of, pixel_bytes, read_voxels, unusual
+from .voxels import layouts_of, pixel_bytes, read_voxels, unusual
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,9 @@ def read(
     """
     with _chosen(path, options, spec) as chosen:
         frames, series = chosen.placement.frames, _series(path, chosen)
-        for frame in frames:
-            layout_of(frame.header)  # a size that the file cannot hold is damage, and no question of limits
+        layouts = layouts_of(frames)  # before the limit: a size that the file cannot hold is damage
         _check_voxels(path, chosen.shape, max_voxels)
-        found = read_voxels(chosen.store, frames, series.modality)
+        found = read_voxels(chosen.store, frames, layouts, series.modality)
         notes = (*chosen.notes, *unusual(frames), *found.notes)
         if chosen.tilt is None:
             volume = Volume(found.stored[np.newaxis], series.affine, found.slope, found.intercept)
@@ -105,7 +104,7 @@ def inspect(path: str, options: DicomOptions = DicomOptions(), *, spec: ModelSpe
     """Shape, affine and type of one series, from its headers alone. Raises SegError as `read`."""
     with _chosen(path, options, spec) as chosen:
         frames = chosen.placement.frames
-        dtypes = {layout_of(frame.header).dtype for frame in frames}
+        dtypes = {layout.dtype for layout in layouts_of(frames).values()}
         plain = len({(frame.slope, frame.intercept) for frame in frames}) == 1 and len(dtypes) == 1
         dtype = dtypes.pop() if plain and chosen.tilt is None else np.dtype(np.float32)
         shape = chosen.shape if chosen.tilt is None else chosen.tilt.shape

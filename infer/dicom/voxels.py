@@ -74,6 +74,11 @@ def layout_of(header: Header) -> Layout:
     return layout
 
 
+def layouts_of(frames: Sequence[Frame]) -> dict[int, Layout]:
+    """The layout of each object, by the identity of its header. Raises SegError as `layout_of`."""
+    return {key: layout_of(header) for key, header in {id(frame.header): frame.header for frame in frames}.items()}
+
+
 def _contradiction(header: Header, found: str, expected: str) -> SegError:
     return SegError("E-DCM-PIXELS", Exit.INPUT_CORRUPT, header.name, found, EXPORT_AGAIN, expected)
 
@@ -92,8 +97,8 @@ def pixel_bytes(store: Store, header: Header) -> bytes:
     return store.read(header.entry, header.offset, count)
 
 
-def read_voxels(store: Store, frames: Sequence[Frame], modality: str) -> Voxels:
-    """Read, decode and scale planes.
+def read_voxels(store: Store, frames: Sequence[Frame], layouts: dict[int, Layout], modality: str) -> Voxels:
+    """Read, decode and scale planes, whose layouts are those of `layouts_of`.
 
     Raises
     ------
@@ -101,7 +106,6 @@ def read_voxels(store: Store, frames: Sequence[Frame], modality: str) -> Voxels:
         Exit 11: E-DCM-PIXELS, E-DCM-TRUNC, E-DCM-DECODE, E-DCM-TAG. Exit 12: E-DCM-RESCALE, E-DCM-UNITS, E-DCM-CODEC.
         Exit 13: E-LIMIT-MEMORY. Exit 21: E-DCM-DECODER.
     """
-    layouts = {id(frame.header): layout_of(frame.header) for frame in frames}
     notes = _check_scaling(frames, modality)
     luts = [frame.lookup_table() is not None for frame in frames]
     scales = {(frame.slope, frame.intercept) for frame in frames}

