@@ -135,10 +135,11 @@ def decoder_for(syntax: str, bits: int, signed: bool) -> Decode:
     ------
     SegError : E-DCM-CODEC (exit 12) if none is installed, E-DCM-DECODER (21) if those that are give wrong pixels.
     """
-    from pydicom.uid import UID, UID_dictionary
+    from pydicom.uid import UID
 
     quieten_pydicom()
-    title = UID(syntax).name if syntax in UID_dictionary else "a private or unknown transfer syntax"
+    name = UID(syntax).name  # of one that pydicom does not know, what the header says
+    title = "a private or unknown transfer syntax" if name == syntax else name
     if syntax not in DECODERS:
         found, fix = (
             f"pixels are encoded as {title}, which is not supported",
