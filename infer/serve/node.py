@@ -1,7 +1,9 @@
 """The DICOM node: answers C-ECHO and takes objects in by C-STORE.
 
 Success is answered when the object is on the disk and in the queue. An object that is not whole, not what the request
-said, or from an association that is not a peer's gets a failure status and leaves nothing behind.
+said, or from an association that is not a peer's gets a failure status and leaves nothing behind. What is no volume (a
+report, a screenshot, a segmentation of before) is dropped with a warning status: many an archive sends whole studies,
+and sends nothing of one that is not taken as a whole.
 """
 
 import os
@@ -16,7 +18,7 @@ from pathlib import Path
 import pynetdicom._config as settings
 from pydicom import uid as uids
 from pydicom.pixels.decoders.base import get_decoder
-from pynetdicom import AE, evt
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
 from pynetdicom.dimse_primitives import C_STORE
 
 from ..errors import Exit, SegError
@@ -30,6 +32,7 @@ from .queue import Arrival, Queue
 from .wire import Handler, Server, allows
 
 SUCCESS, NOT_AUTHORISED, NO_RESOURCES, MISMATCH, NOT_UNDERSTOOD = 0x0000, 0x0124, 0xA700, 0xA900, 0xC000
+DISCARDED = 0xB006  # a warning: taken, and not kept
 VOLUMES = (
     uids.CTImageStorage,
     uids.EnhancedCTImageStorage,
@@ -98,6 +101,9 @@ class Node:
         decodable = [syntax for syntax in COMPRESSED if get_decoder(syntax).is_available]
         for abstract in VOLUMES:
             ae.add_supported_context(abstract, [*PLAIN, *decodable])
+        for other in AllStoragePresentationContexts:
+            if other.abstract_syntax not in VOLUMES:
+                ae.add_supported_context(str(other.abstract_syntax), ALL_TRANSFER_SYNTAXES)
         ae.add_supported_context(VERIFICATION)
         try:
             server = ae.make_server(
@@ -155,9 +161,11 @@ class Node:
         return status
 
     def _take(self, event: evt.Event) -> tuple[int, str]:
-        """Status, and the reason of a failure."""
+        """Status, and the reason of one that is not success."""
         path, request = Path(event.dataset_path), event.request
         assert isinstance(request, C_STORE)
+        if request.AffectedSOPClassUID not in VOLUMES:
+            return DISCARDED, "no-volume"
         size = path.stat().st_size
         if reason := no_room(self._queue, self._config.limits, size):
             return NO_RESOURCES, reason

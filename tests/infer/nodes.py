@@ -16,7 +16,14 @@ import pynetdicom._config as settings
 import pytest
 from pydicom import Dataset, dcmread, dcmwrite
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, SegmentationStorage, generate_uid
+from pydicom.uid import (
+    BasicTextSRStorage,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+    generate_uid,
+)
 from pynetdicom import AE, evt
 
 from seg.infer.errors import Exit, SegError
@@ -115,6 +122,9 @@ def node_config(state: Path, peers: Sequence[dict[str, Any]], **changes: Any) ->
     return parse_config({**content, **changes})
 
 
+OTHERS = (SegmentationStorage, BasicTextSRStorage, SecondaryCaptureImageStorage)
+
+
 def store(port: int, datasets: Sequence[Dataset], *, aet: str = "PACS", called: str = "SEG") -> list[int]:
     """C-STORE over one association, released in order; the statuses."""
     association = associate(port, aet=aet, called=called)
@@ -125,10 +135,11 @@ def store(port: int, datasets: Sequence[Dataset], *, aet: str = "PACS", called: 
 
 
 def associate(port: int, *, aet: str = "PACS", called: str = "SEG", **settings: Any) -> Any:
-    """An association for MR images and C-ECHO."""
+    """An association for MR images, what else a study holds, and C-ECHO."""
     ae = AE(ae_title=aet)
     ae.acse_timeout = ae.dimse_timeout = 10
-    ae.add_requested_context(MRImageStorage, ExplicitVRLittleEndian)
+    for kind in (MRImageStorage, *OTHERS):
+        ae.add_requested_context(kind, ExplicitVRLittleEndian)
     ae.add_requested_context("1.2.840.10008.1.1")
     return ae.associate(LOOPBACK, port, ae_title=called, **settings)
 

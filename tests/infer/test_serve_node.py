@@ -20,17 +20,21 @@ pytest.importorskip("pynetdicom", reason="needs the extra serve")
 
 from nodes import (
     LOOPBACK,
+    OTHERS,
     FakePacs,
     FakeSegmenter,
+    Orthanc,
     associate,
     certificates,
     free_port,
     get,
     mr_series,
     node_config,
+    orthanc_missing,
     raw_store,
     store,
     wait_for,
+    write,
 )
 from pydicom import Dataset
 from pynetdicom import AE
@@ -613,12 +617,35 @@ def test_tls_lets_in_who_shows_a_certificate_and_calls_the_receiver_over_tls(sta
         assert len(pacs.uids) == 1
 
 
-def test_only_volumes_are_taken(start: Start) -> None:
+def test_only_volumes_are_kept(start: Start, pacs: FakePacs, tmp_path: Path) -> None:
+    """A study comes whole, with a segmentation of before, a report and a screenshot: its scan alone counts."""
     service = start()
-    ae = AE(ae_title="PACS")
-    for uid in ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.88.11", "1.2.840.10008.5.1.4.1.1.7"):
-        ae.add_requested_context(uid)  # a segmentation that comes back, a report, a screenshot
-    association = ae.associate(LOOPBACK, service.node.port, ae_title="SEG")
-    assert association.accepted_contexts == []
+    others = []
+    for number, kind in enumerate(OTHERS):
+        (other,) = mr_series("other", 1)
+        other.SOPClassUID = other.file_meta.MediaStorageSOPClassUID = kind
+        other.SOPInstanceUID = other.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{number}"
+        others.append(other)
+    assert store(service.node.port, [*others, *mr_series("a", 3)]) == [0xB006] * 3 + [0] * 3
+    wait_for(lambda: states(service) == ["done"])
+    assert [str(one.PatientID) for one in pacs.objects] == ["a"]
+    assert list((tmp_path / "state" / "incoming").iterdir()) == []
     deflated = "1.2.840.10008.1.2.1.99"
-    assert all(deflated not in (*node_module.PLAIN, *node_module.COMPRESSED) for _ in [0])
+    assert deflated not in (*node_module.PLAIN, *node_module.COMPRESSED)
+
+
+def test_orthanc_sends_a_study_that_holds_its_segmentation(start: Start, tmp_path: Path) -> None:
+    """Orthanc sends nothing of a study of which one object is not taken."""
+    if reason := orthanc_missing():
+        pytest.skip(reason)
+    port = free_port()
+    with Orthanc(tmp_path / "orthanc", {"SEG": port}) as orthanc:
+        service = start(port=port, peer=[{"aet": "ORTHANC", "host": LOOPBACK, "port": orthanc.dicom}])
+        study = orthanc.upload(write(mr_series("a", 3), tmp_path / "scan"))
+        for taken in (3, 4):  # the scan; the scan and its segmentation
+            sent = orthanc.rest("modalities/SEG/store", {"Resources": [study], "Synchronous": True})
+            assert (sent["InstancesCount"], sent["FailedInstancesCount"]) == (taken, 0)
+            wait_for(lambda: states(service) == ["done"] and orthanc.segmentations())
+        time.sleep(1)
+        assert len(orthanc.segmentations()["a"]) == 1
+        assert states(service) == ["done"]
