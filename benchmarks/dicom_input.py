@@ -21,6 +21,7 @@ import environment as env
 SHAPE = (512, 512, 140)  # columns, rows, slices
 SMALL = (64, 48, 20)
 CONTENDERS = ("pydicom", "ours")
+TIMES = ("first", "next", "processor")
 
 
 def main() -> None:
@@ -47,10 +48,12 @@ def main() -> None:
                 reports[name].append(env.fresh(command, threads=1)[1])
     digests = {report["sha256"] for both in reports.values() for report in both}
     found = {name: env.medians(both) for name, both in reports.items()}
-    ratios = {key: round(found["ours"][key] / found["pydicom"][key], 2) for key in ("first", "next")}
-    rows = [[name, f"{found[name]['first']:.3f}", f"{found[name]['next']:.3f}"] for name in CONTENDERS]
-    rows.append(["ours / pydicom", f"{ratios['first']:.2f}", f"{ratios['next']:.2f}"])
-    text = env.table(("reader", "first read of a process, imports included, s", "next reads, s"), rows)
+    ratios = {key: round(found["ours"][key] / found["pydicom"][key], 2) for key in TIMES}
+    rows = [[name, *(f"{found[name][key]:.3f}" for key in TIMES)] for name in CONTENDERS]
+    rows.append(["ours / pydicom", *(f"{ratios[key]:.2f}" for key in TIMES)])
+    text = env.table(
+        ("reader", "first read of a process, imports included, s", "next reads, s", "their processor time, s"), rows
+    )
     content = {
         "shape": shape,
         "processes": processes,
@@ -75,13 +78,15 @@ def write_series(folder: Path, shape: tuple[int, int, int]) -> None:
 
 def work(name: str, folder: Path, runs: int) -> dict[str, Any]:
     """Read `runs` times; seconds of the first and median of the others, digest of the stored values."""
-    seconds = []
+    seconds, processor = [], []
     for _ in range(runs):
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         planes = read_ours(folder) if name == "ours" else read_plainly(folder)
         seconds.append(time.perf_counter() - began)
+        processor.append(time.process_time() - busy)
     digest = hashlib.sha256(planes.tobytes()).hexdigest()
-    return {"first": seconds[0], "next": median(seconds[1:] or seconds), "sha256": digest}
+    found = {"first": seconds[0], "next": median(seconds[1:] or seconds)}
+    return {**found, "processor": median(processor[1:] or processor), "sha256": digest}
 
 
 def read_ours(folder: Path) -> Any:
