@@ -14,7 +14,8 @@ protocol                          the evaluation of UA-MT, CrossMatch and others
 Windows are 112 x 112 x 80. The input is one scan on the network's grid, already normalised; a contender's time runs
 from there to labels. Tools run in their default memory layout. "first" is the first scan of a process, which includes
 what engines do when they see a shape for the first time; "next" is the scan after it (not measured where the first took
-more than 20 s); "process" is everything for one scan, from starting the interpreter to the labels on disk.
+more than 20 s); "_cpu" are the processors' seconds in these. "process" is everything for one scan, from starting the
+interpreter to the labels on disk.
 
 Agreement is the share of voxels with the label that a naive reference gives: torch in float32, one window after the
 other, at the contender's window positions, summed in float64. Peers' Gaussians differ from ours in the last digits and
@@ -235,9 +236,10 @@ def work(name: str, bundle: Path, threads: int) -> dict[str, Any]:
     segment = LOADERS[name](name, bundle, shared, threads)
     report: dict[str, Any] = {"load": time.perf_counter() - began}
     for scan in ("first", "next"):
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         labels, windows = segment()
         report[scan] = time.perf_counter() - began
+        report[f"{scan}_cpu"] = time.process_time() - busy
         if report[scan] > SECOND_SCAN_BELOW:
             break
     import numpy as np
