@@ -16,6 +16,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import environment as env
 import experiments as ex
 from seeds import ALL, Rows, Summary, columns, label_names, series, shifts, unit_of, with_labels
 
+MANY = 7  # methods, beyond which a chart of points has more series than colours
 METHODS = ("supervised", "crossmatch:paper", "crossmatch:official", "crossmatch:fast")
 
 
@@ -47,6 +49,9 @@ def benchmark(options: argparse.Namespace) -> int:
     results = ex.Results(options.results / f"accuracy-{options.name}.json", ex.size_of(settings), table, panels)
     failed = ex.run(plan_rows(options.methods, options.labels, options.seeds), results, settings, options)
     print(results.render())
+    rows = results.rows()
+    if len(methods_of(rows)) > MANY:
+        bars(rows).save(results.path.with_suffix(".png"))
     return 1 if failed else 0
 
 
@@ -87,6 +92,18 @@ def panels(rows: Rows) -> list[Any]:
             lines.append(series(method, groups, metric, shift=shift, joined=False))
         found.append(Panel(f"{title}, mean and spread over seeds", "labelled cases", lines, names))
     return found
+
+
+def bars(rows: Rows) -> Any:
+    """Dice of every method, a bar for each number of labels: for more methods than there are colours."""
+    from seg.train.chart import bar_chart
+
+    methods, found = methods_of(rows), {}
+    for name in label_names(rows):
+        group = with_labels(rows, name)
+        own = [[100 * row["mean"]["dice"] for row in group if row["method"] == method] for method in methods]
+        found[f"{name} labelled"] = [sum(values) / len(values) if values else nan for values in own]
+    return bar_chart("Dice (%), mean over seeds", methods, found)
 
 
 def methods_of(rows: Rows) -> list[str]:

@@ -7,14 +7,20 @@ backward, optimiser, moving averages. Not included: loading and weak augmentatio
 A row is METHOD[:PRESET][,FIELD=VALUE...], any method of seg.train; "supervised" with a labelled batch of 4 is V-Net,
 the unit of the column "x V-Net". With --official the official code runs from a checkout, see official.py. Each row is
 a process of its own; the rows take turns, iteration by iteration, so that whatever disturbs the machine disturbs all
-alike, and a ratio is the median over the turns of the ratio within a turn.
+alike, and a ratio is the median over the turns of the ratio within a turn. Where memory does not hold all processes,
+--at-once has fewer take turns, V-Net in each group. --clock cpu takes the processes' CPU time: for a machine that
+others use too, with --threads 1.
 
-FLOP are counted by torch's FlopCounterMode over one whole iteration, two per multiply-add. The paper's FLOP column is
-one forward pass of a batch of 4 at 112 x 112 x 80 in multiply-adds, with eight times those of transposed convolutions.
+FLOP are counted by torch's FlopCounterMode over one whole iteration, two per multiply-add. In units of V-Net's they are
+the floor of the time, and "time / floor" is what the method takes beyond it: host work, copies, layouts. "official
+floor" is that of the passes in the official code, by reading it. The paper's FLOP column, 187.4 G for V-Net, is not the
+cost of an iteration: it is thop's count of multiply-adds for one forward pass of a batch of 4 at 112 x 112 x 80, with
+eight times those of transposed convolutions; without that error it is 160.4 G.
 "peak" is a CPU process's greatest resident memory less what it had before the first iteration, or what torch allocated
 on a GPU.
 
     python benchmarks/iteration.py --official CHECKOUT
+    python benchmarks/iteration.py --methods --at-once 4 --name iteration-methods
     python benchmarks/iteration.py --device cuda --window 112,112,80 --runs 50 --official CHECKOUT --results FOLDER
 """
 
@@ -42,14 +48,35 @@ ROWS = (
     "crossmatch:paper",
     "crossmatch:official",
 )
+# --methods: Table 3 in its order, then the other methods of the papers' tables
+METHODS = (UNIT, "ua_mt", "sassnet", "dtc", "mc_net", "mc_net_plus", "caml", "bcp", "crossmatch:paper")
+METHODS += ("crossmatch:fast", "urpc", "ss_net", "dmd", "fixmatch", "unimatch", "hstf", "hstf_crossmatch")
+# Encoder and decoder passes of the official codes, with gradient 3 and without 1, in units of V-Net's 4 and 4 with it
+OFFICIAL_FLOOR = {
+    "supervised": 1.00,
+    "ua_mt": 2.50,
+    "sassnet": 1.91,
+    "dtc": 1.00,
+    "mc_net": 2.19,
+    "mc_net_plus": 3.38,
+    "caml": 2.77,
+    "bcp": 1.33,
+    "crossmatch:paper": 3.30,
+    "crossmatch:official": 3.82,
+    "urpc": 1.72,
+    "ss_net": 3.42,
+    "dmd": 2.00,
+    "fixmatch": 1.67,
+    "unimatch": 2.73,
+}
 # Table 3: ms, millions of parameters, GFLOP
 PAPER = {
     "supervised": (22, 9.443, 187.409),
-    "ua-mt": (273, 9.443, 187.409),
+    "ua_mt": (273, 9.443, 187.409),
     "sassnet": (501, 20.463, 249.194),
     "dtc": (545, 9.443, 187.538),
-    "mc-net": (486, 12.348, 380.394),
-    "mc-net+": (1269, 15.247, 572.229),
+    "mc_net": (486, 12.348, 380.394),
+    "mc_net_plus": (1269, 15.247, 572.229),
     "caml": (1057, 19.725, 450.677),
     "bcp": (379, 9.443, 187.409),
     "crossmatch": (210, 9.443, 187.409),
@@ -62,6 +89,9 @@ def main() -> None:
     """Parent: let the rows take turns, then the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", help="default: V-Net and the presets of CrossMatch")
+    parser.add_argument("--methods", action="store_true", help="rows: every method of the papers' tables")
+    parser.add_argument("--at-once", type=int, metavar="N", help="rows that take turns with V-Net; default: all")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--official", type=Path, metavar="CHECKOUT", help="of AiEson/CrossMatch")
     parser.add_argument("--loading", action="store_true", help="the step alone against the step with its loading")
     parser.add_argument("--device", default="cpu")
@@ -86,16 +116,49 @@ def main() -> None:
         rows = options.rows or ALONE_AND_LOADED
         names = [f"{row}{mode}" for row in rows for mode in ("", " + loading")]
     else:
-        names = list(options.rows or ROWS)
+        names = list(options.rows or (METHODS if options.methods else ROWS))
         if UNIT not in names:
             names.insert(0, UNIT)
         names += [OFFICIAL_ROW] if options.official else []
-    seconds, facts = take_turns(names, options)
+    if options.at_once and not options.loading:
+        seconds, facts = in_groups(names, options)
+    else:
+        seconds, facts = take_turns(names, options)
     text = loading_table(seconds) if options.loading else iteration_table(names, seconds, facts)
     content = {"window": options.window, "width": options.width, "device": facts[names[0]]["device"]}
     content |= {"precision": facts[names[0]]["precision"], "compile": options.compile, "threads": options.threads}
+    content |= {"clock": options.clock}
     content |= {"rows": {name: {**facts[name], "seconds": seconds[name]} for name in names}}
     env.report(options.name, content, text, None if options.smoke else options.results)
+    if options.methods and not options.smoke:
+        (options.results / f"{options.name}.md").write_text(text + "\n")
+        picture(names, seconds, facts).save(options.results / f"{options.name}.png")
+
+
+def in_groups(names: list[str], options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """As `take_turns`, few rows at a time, the unit in each group; seconds are scaled to the first group's unit."""
+    unit, rest = names[0], names[1:]
+    seconds: dict[str, list[float]] = {}
+    facts: dict[str, Any] = {}
+    for first in range(0, len(rest), options.at_once):
+        found, told = take_turns([unit, *rest[first : first + options.at_once]], options)
+        units = seconds.setdefault(unit, found[unit])
+        for name in rest[first : first + options.at_once]:
+            turns = zip(found[name], found[unit], units, strict=True)
+            seconds[name] = [own * reference / mine for own, mine, reference in turns]
+        facts |= told
+    return seconds, facts
+
+
+def picture(names: list[str], seconds: dict[str, list[float]], facts: dict[str, Any]) -> Any:
+    """Measured time and floor of every row, in units of V-Net's."""
+    from seg.train.chart import bar_chart
+
+    unit = names[0]
+    measured = [ratio(seconds[name], seconds[unit]) for name in names]
+    floor = [facts[name]["flop"] / facts[unit]["flop"] for name in names]
+    labels = ["V-Net", *names[1:]]
+    return bar_chart("One iteration in units of V-Net's", labels, {"time": measured, "floor by FLOP": floor})
 
 
 def take_turns(names: list[str], options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, Any]]:
@@ -114,7 +177,7 @@ def take_turns(names: list[str], options: argparse.Namespace) -> tuple[dict[str,
                 return json.loads(line)
         raise SystemExit(f"{name} ended; see its message above")
 
-    common = {key: getattr(options, key) for key in ("device", "precision", "compile", "window", "width")}
+    common = {key: getattr(options, key) for key in ("device", "precision", "compile", "window", "width", "clock")}
     try:
         for name in names:
             setting = json.dumps({**common, "row": name, "official": str(options.official or "")})
@@ -143,17 +206,28 @@ def ratio(times: list[float], unit: list[float]) -> float:
 def iteration_table(names: list[str], seconds: dict[str, list[float]], facts: dict[str, Any]) -> str:
     """One row per method; the paper's columns beside ours."""
     columns = ["row", "ms (median)", "ms (least)", "x V-Net", "x V-Net in FLOP", "GFLOP", "M parameters", "peak MB"]
-    columns += ["faster than official", "paper: ms", "paper: x V-Net", "paper: M parameters", "paper: GFLOP"]
+    columns += [
+        "faster than official",
+        "time / floor",
+        "official floor",
+        "paper: ms",
+        "paper: x V-Net",
+        "paper: M parameters",
+        "paper: GFLOP",
+    ]
     lines = []
     for name in names:
         method = "crossmatch" if name == OFFICIAL_ROW else name.split(":")[0].split(",")[0]
         paper = PAPER.get(method)
         row, fact = seconds[name], facts[name]
+        times, floor = ratio(row, seconds[names[0]]), fact["flop"] / facts[names[0]]["flop"]
+        read = OFFICIAL_FLOOR.get(method if method != "crossmatch" else name.split(",")[0])
         against = f"{ratio(seconds[OFFICIAL_ROW], row):.2f}" if OFFICIAL_ROW in names else "-"
         lines.append(
-            [name, f"{1000 * median(row):.0f}", f"{1000 * min(row):.0f}", f"{ratio(row, seconds[names[0]]):.2f}"]
-            + [f"{fact['flop'] / facts[names[0]]['flop']:.2f}", f"{fact['flop'] / 1e9:.4g}"]
+            [name, f"{1000 * median(row):.0f}", f"{1000 * min(row):.0f}", f"{times:.2f}"]
+            + [f"{floor:.2f}", f"{fact['flop'] / 1e9:.4g}"]
             + [f"{fact['parameters'] / 1e6:.3f}", f"{fact['peak_bytes'] / 1e6:.0f}", against]
+            + [f"{times / floor:.2f}", f"{read:.2f}" if read else "-"]
             + ([f"{paper[0]}", f"{paper[0] / 22:.1f}", f"{paper[1]}", f"{paper[2]}"] if paper else ["-"] * 4)
         )
     return env.table(columns, lines)
@@ -194,6 +268,7 @@ class Row:
 
         self.device = device_of(setting["device"])
         self.precision = precision_of(setting["precision"], self.device)
+        self._clock = time.process_time if setting["clock"] == "cpu" else time.perf_counter
         self._before: Callable[[], Any]
         self._run: Callable[[Any], Any]
         self._count: Callable[[], Any]
@@ -221,12 +296,14 @@ class Row:
         arguments = (setting["width"], batch.x, batch.y, batch.u, strong, boxes)
         self._network, self._before, self._run = official_step("crossmatch", Path(setting["official"]), *arguments)
         self._count = lambda: self._run(self._before())
+        self._trained = [p for p in self._network.parameters() if p.requires_grad]
 
     def _ours(self, setting: dict[str, Any]) -> None:
         from seg.train.step import Step
 
         method = make_method(setting["row"].removesuffix(" + loading"), setting["width"])
         self._network = method.student
+        self._trained = [p for phase in method.phases for p in method.trainable(phase)]
         step = Step(method.train(), 1000, self.device, self.precision)
         config = method.config
         loader = make_loader(setting, self.device, config.labeled_batch, config.unlabeled_batch)
@@ -243,10 +320,10 @@ class Row:
         """Seconds of one iteration."""
         prepared = self._before()
         self._synchronise()
-        began = time.perf_counter()
+        began = self._clock()
         self._run(prepared)
         self._synchronise()
-        return time.perf_counter() - began
+        return self._clock() - began
 
     def facts(self) -> dict[str, Any]:
         """What is known when all is run."""
@@ -254,7 +331,7 @@ class Row:
 
         cuda = self.device.type == "cuda"
         peak = torch.cuda.max_memory_allocated(self.device) if cuda else env.peak_bytes() - self._resident
-        parameters = sum(p.numel() for p in self._network.parameters() if p.requires_grad)
+        parameters = sum(p.numel() for p in self._trained)
         name = torch.cuda.get_device_name(self.device) if cuda else "cpu"
         precision = str(self.precision).removeprefix("torch.")
         return dict(flop=self.flop, parameters=parameters, peak_bytes=peak, device=name, precision=precision)

@@ -134,6 +134,28 @@ def test_iteration_with_a_checkout(tmp_path: Path) -> None:
     assert table["official"][7:9] != ["0", "-"]
 
 
+def test_iteration_in_groups() -> None:
+    """V-Net is timed in each group; SASSNet's row counts the discriminator and has the paper's figures beside it."""
+    options = ("--rows", "supervised,labeled_batch=4", "sassnet", "dtc", "--at-once", "1")
+    table = {row[0]: row for row in rows(run("iteration", "--smoke", "--clock", "cpu", *options).stdout)}
+    assert list(table) == ["supervised,labeled_batch=4", "sassnet", "dtc"]
+    assert float(table["dtc"][4]) == pytest.approx(1.0, abs=0.01)
+    assert float(table["dtc"][9]) == pytest.approx(float(table["dtc"][3]) / float(table["dtc"][4]), abs=0.02)
+    assert float(table["sassnet"][6]) == pytest.approx(0.149 + 11.02, abs=0.01)
+    assert table["sassnet"][10:] == ["1.91", "501", "22.8", "20.463", "249.194"]
+
+
+def test_every_method_has_a_row_and_a_floor() -> None:
+    from iteration import METHODS, OFFICIAL_FLOOR, PAPER
+
+    from seg.train import methods
+
+    named = {row.split(",")[0] for row in METHODS}
+    assert {row.split(":")[0] for row in named} == methods.METHODS.keys() - {"distill"}  # which needs a teacher
+    assert named - {"crossmatch:fast", "hstf", "hstf_crossmatch"} == OFFICIAL_FLOOR.keys() - {"crossmatch:official"}
+    assert PAPER.keys() < methods.METHODS.keys()
+
+
 def test_step_alone_and_with_loading() -> None:
     (row,) = rows(run("iteration", "--smoke", "--loading", "--rows", "supervised").stdout)
     assert all(float(cell) > 0 for cell in row[1:])

@@ -1,11 +1,11 @@
-"""Line charts as pictures: enough for learning curves and tables of experiments, with Pillow alone.
+"""Line charts, and bars, as pictures: enough for learning curves and tables of experiments, with Pillow alone.
 
 Pillow is a base dependency and every `seg-train` ends with a picture, so a plotting library would be a new dependency
 of training for 130 lines. Panels stand below one another; every series has a colour, a marker at each point when they
 are few, and a bar of one spread up and down where it has one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, isfinite, log10
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ Colour = tuple[int, int, int]
 WIDTH, HEIGHT = 760, 300  # px of a panel
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 36, 48  # px around its axes, above them the legend
 ROW = 22  # px of a line of the legend
+BAR = 13  # px of a horizontal bar
 FINE = 3  # drawn this much larger and reduced, which makes lines smooth
 FEW = 40  # points that get markers
 PAPER, INK, FAINT, GRID = (255, 255, 255), (30, 32, 36), (110, 115, 125), (226, 228, 232)
@@ -79,6 +80,42 @@ def chart(panels: Sequence[Panel]) -> "Image.Image":
     draw = ImageDraw.Draw(page)
     for each in axes:
         each.draw(draw)
+    return page.reduce(FINE)
+
+
+def bar_chart(title: str, names: Sequence[str], series: Mapping[str, Sequence[float]]) -> "Image.Image":
+    """Horizontal bars with their values: a group for every name, in it a bar of each series. RGB, `WIDTH` px wide.
+
+    Values that are not finite have no bar.
+
+    Raises
+    ------
+    ValueError : if there is nothing to draw.
+    """
+    from PIL import Image, ImageDraw
+
+    if not names or not series:
+        raise ValueError("a chart needs at least one bar")
+    left = LEFT + max(int(_font(13).getlength(name)) for name in names) - 40
+    group = BAR * (len(series) + 1)
+    top = TOP + ROW
+    page = Image.new("RGB", (WIDTH * FINE, (top + group * len(names) + BAR) * FINE), PAPER)
+    draw = ImageDraw.Draw(page)
+    _text(draw, (20 * FINE, 8 * FINE), title, INK, 16, "lt")
+    scale = (WIDTH - left - 60) / max(value for values in series.values() for value in values if isfinite(value))
+    for number, ((label, values), (x, _)) in enumerate(zip(series.items(), _legend(list(series)), strict=True)):
+        colour = COLOURS[number % len(COLOURS)]
+        draw.line((x * FINE, TOP * FINE, (x + 16) * FINE, TOP * FINE), colour, 3 * FINE)
+        _text(draw, ((x + 22) * FINE, TOP * FINE), label, INK, 13, "lm")
+        for place, value in enumerate(values):
+            if not isfinite(value):
+                continue
+            y = top + place * group + number * BAR
+            draw.rectangle((left * FINE, y * FINE, (left + value * scale) * FINE, (y + BAR - 2) * FINE), colour)
+            _text(draw, ((left + value * scale + 5) * FINE, (y + BAR / 2) * FINE), f"{value:.2f}", FAINT, 11, "lm")
+    for place, name in enumerate(names):
+        middle = top + place * group + BAR * len(series) / 2
+        _text(draw, ((left - 8) * FINE, middle * FINE), name, INK, 13, "rm")
     return page.reduce(FINE)
 
 

@@ -2,7 +2,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seg.train.chart import COLOURS, FAINT, HEIGHT, LEFT, PAPER, RIGHT, ROW, WIDTH, Panel, Series, chart, ticks_of
+from seg.train.chart import (
+    COLOURS,
+    FAINT,
+    HEIGHT,
+    LEFT,
+    PAPER,
+    RIGHT,
+    ROW,
+    WIDTH,
+    Panel,
+    Series,
+    bar_chart,
+    chart,
+    ticks_of,
+)
 
 
 def pixels(picture: Image.Image, colour: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -81,3 +95,17 @@ def test_the_axis_reaches_as_far_as_asked() -> None:
 def test_a_chart_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one panel"):
         chart([])
+
+
+def test_bars_are_as_long_as_their_values() -> None:
+    picture = bar_chart("t", ["a", "b"], {"time": [1.0, 2.0], "floor": [0.5, 2.0]})
+    assert picture.width == WIDTH
+    columns, rows = pixels(picture, COLOURS[0])
+    lengths = [np.ptp(columns[part]) for part in (rows < rows.mean(), rows >= rows.mean())]
+    assert lengths[1] == pytest.approx(2 * lengths[0], abs=2)
+    other, _ = pixels(picture, COLOURS[1])
+    assert other.max() == pytest.approx(columns.max(), abs=1)
+    holed, _ = pixels(bar_chart("t", ["a", "b"], {"time": [float("nan"), 2.0]}), COLOURS[0])
+    assert np.ptp(holed) == np.ptp(columns)
+    with pytest.raises(ValueError, match="at least one bar"):
+        bar_chart("t", [], {})

@@ -1,109 +1,38 @@
-"""The methods of the papers' tables: one contract for all, and each one's formula against a plain recomputation."""
+"""The methods of the papers' tables: what their phases reach, and each one's formula against a plain recomputation."""
 
 from copy import deepcopy
 from dataclasses import fields, replace
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny import make_batch
-from torch import Tensor, nn
+from torch import Tensor
 
 from seg.train.losses import linear_dice, soft_dice
-from seg.train.methods import METHODS, Batch, Distill, Method
+from seg.train.methods import METHODS, Distill, Method
 from seg.train.methods.bcp import Bcp, _mixed_loss
 from seg.train.methods.caml import CrossSampleAttention
 from seg.train.methods.fixmatch import hard_target
 from seg.train.methods.mc_net import mutual_consistency
 from seg.train.methods.ss_net import _statistics_kept
 from seg.train.methods.ua_mt import UaMt, UaMtConfig
-from seg.train.networks.unet import UNet2d
 from seg.train.networks.vnet import VNet
 
-# Method -> the weights that switch off what it learns from unlabelled scans.
-WEIGHTS = {
-    "ua_mt": ("consistency",),
-    "sassnet": ("adversarial",),
-    "dtc": ("consistency",),
-    "mc_net": ("consistency",),
-    "mc_net_plus": ("consistency",),
-    "urpc": ("consistency",),
-    "ss_net": ("consistency",),
-    "dmd": ("distillation",),
-    "bcp": ("pseudo",),
-    "fixmatch": (),
-    "unimatch": ("strong", "perturbed"),
-    "caml": ("consistency", "correlation"),
-    "crossmatch": ("ip_weight", "kd_weight"),
-    "distill": ("weight",),
-}
-FROM_LABELS = ("supervised", "distance", "discriminator")
 
-
-def build(name: str, classes: int = 2, dims: int = 3, **changes: object) -> Method:
+def build(name: str) -> Method:
+    """At full weight from the first step, without dropout."""
     torch.manual_seed(0)
     cls = METHODS[name]
-    given = dict(changes)
     names = {f.name for f in fields(cls.Config)}
-    for field, value in (("ramp_up", 0.0), ("threshold", 0.0), ("dropout", 0.0)):
-        if field in names:
-            given.setdefault(field, value)
-    network: nn.Module = (VNet if dims == 3 else UNet2d)(classes=classes, width=2, dropout=0.0)
-    method = cls(network, replace(cls.Config(), **given), 100).train()  # type: ignore[arg-type]
+    given: dict[str, Any] = {k: 0.0 for k in ("ramp_up", "threshold", "dropout") if k in names}
+    network = VNet(width=2, dropout=0.0)
+    method = cls(network, replace(cls.Config(), **given), 100).train()
     if isinstance(method, Distill):
         method.teacher = torch.no_grad()(deepcopy(network).eval())
     return method
-
-
-def slices(batch: Batch) -> Batch:
-    """The first slice of each crop."""
-    return Batch(batch.x[..., 0], batch.y[..., 0], batch.u[..., 0], batch.generator)
-
-
-def unlabeled_terms(losses: dict[str, Tensor]) -> list[Tensor]:
-    return [loss for name, loss in losses.items() if name not in FROM_LABELS]
-
-
-def test_every_semi_supervised_method_is_walked() -> None:
-    assert set(WEIGHTS) == {name for name, cls in METHODS.items() if cls.Config().unlabeled_batch}
-
-
-@pytest.mark.parametrize(("classes", "dims"), [(2, 3), (4, 3), (4, 2)])
-@pytest.mark.parametrize("name", list(WEIGHTS))
-def test_unlabelled_scans_move_the_student_and_no_teacher(name: str, classes: int, dims: int) -> None:
-    method = build(name, classes, dims)
-    batch = make_batch(method.config, classes)
-    losses = method.losses(batch if dims == 3 else slices(batch), 60)
-    assert all(torch.isfinite(loss) for loss in losses.values())
-    torch.autograd.backward(torch.stack(unlabeled_terms(losses)).sum())
-    moved = [p.grad.abs().sum() for p in method.student.parameters() if p.grad is not None]
-    assert float(torch.stack(moved).sum()) > 0
-    teachers = [part for n in ("teacher", "average") if isinstance(part := getattr(method, n, None), nn.Module)]
-    assert all(not p.requires_grad and p.grad is None for part in teachers for p in part.parameters())
-
-
-@pytest.mark.parametrize("name", [name for name in WEIGHTS if WEIGHTS[name]])
-def test_without_its_weights_only_the_labels_teach(name: str) -> None:
-    method = build(name, **dict.fromkeys(WEIGHTS[name], 0.0))
-    losses = method.losses(make_batch(method.config), 60)
-    assert [float(loss.detach()) for loss in unlabeled_terms(losses)] == [0.0] * len(unlabeled_terms(losses))
-
-
-@pytest.mark.parametrize("name", sorted(set(WEIGHTS) - {"bcp"}))
-def test_other_unlabelled_scans_change_nothing_in_the_labelled_loss(name: str) -> None:
-    """But through batch norm, which is off here, and CutMix of labelled with unlabelled crops, which is BCP."""
-    method = build(name)
-    for part in method.modules():
-        if isinstance(part, nn.BatchNorm3d | nn.BatchNorm1d):
-            part.eval()
-            part.train = lambda mode=True, part=part: part  # type: ignore[method-assign,assignment,misc]
-    batch = make_batch(method.config)
-    torch.manual_seed(0)
-    one = method.losses(batch, 0)["supervised"]
-    torch.manual_seed(0)
-    other = Batch(batch.x, batch.y, batch.u.flip(2) * 2, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(method.losses(other, 0)["supervised"], one)
 
 
 @pytest.mark.parametrize("name", list(METHODS))

@@ -4,7 +4,9 @@ First a share of the run trains on labelled pairs pasted into each other. Then a
 of each class the largest component is kept, and the network learns both mixtures. Source: code/LA_BCP_train.py,
 utils/BCP_utils.py and utils/losses.py (BCP 7879f98). Departures: self-training goes on from the weights as they are,
 where the official script takes the pre-training checkpoint with the best *test* Dice; components are found on the
-device; both mixtures go through one forward pass, so batch norm sees four crops and not two at a time.
+device; both mixtures go through one forward pass, so batch norm sees four crops and not two at a time; the steps of the
+learning rate count from the start of the run, not of self-training. Not copied: its slow tensor from a list of arrays,
+and projection heads that no loss reaches.
 """
 
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from seg.infer.errors import Exit, SegError
 
 from ..components import largest_component
 from ..ema import Ema
@@ -35,6 +39,13 @@ class BcpConfig(MethodConfig):
     ema: float = 0.99
     kept: float = 2 / 3  # side of the pasted block in units of the window's
     pseudo: float = 0.5  # --u_weight
+
+    def check(self) -> None:
+        """See the base class."""
+        if self.labeled_batch != self.unlabeled_batch or self.labeled_batch % 2 or self.labeled_batch < 2:
+            found = f"labeled_batch {self.labeled_batch} and unlabeled_batch {self.unlabeled_batch} a process"
+            fix = "take equal and even batches"
+            raise SegError("E-CONFIG", Exit.USAGE, "", found, fix, "pairs of each kind: BCP pastes one into the other")
 
 
 class Bcp(Method):

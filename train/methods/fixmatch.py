@@ -2,7 +2,7 @@
 
 Source: UniMatch more-scenarios/medical/fixmatch.py (0324f3d), ported as methods of the left-atrium tables share it:
 strong views and CutMix as CrossMatch makes them, the partner being the batch reversed instead of a third loader, hard
-targets, masked Dice.
+targets, masked Dice where that file has cross entropy; the strong view goes through the same pass, not one of its own.
 """
 
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ class FixMatchConfig(MethodConfig):
     unlabeled_batch: int = 2
     threshold: float = 0.95  # tau
     scale: float = 0.5  # (L_x + L_u) / 2
+    strong: float = 1.0  # of L_u
 
 
 class FixMatch(Method):
@@ -41,7 +42,7 @@ class FixMatch(Method):
         label, keep = hard_target(zu, cfg.threshold, box)
         return {
             "supervised": cfg.scale * supervised_loss(zx, batch.y),
-            "strong": cfg.scale * dice_loss(zs, label, keep),
+            "strong": cfg.scale * cfg.strong * dice_loss(zs, label, keep),
         }
 
 

@@ -28,6 +28,7 @@ class HstfCrossMatchConfig(HstfConfig):
     perturbation: Perturbation = "dropout"
     threshold: float = 0.85  # of the assistants, and of HSTF's weights where they are "threshold"
     ip_weight: float = 0.5
+    kd_weight: float = 1.0
 
 
 class HstfCrossMatch(Hstf):
@@ -50,8 +51,8 @@ class HstfCrossMatch(Hstf):
         dkd = (k1.loss(sw) + k2.loss(ss)) / 2
         return zx, {
             "image": cfg.ip_weight * ip,
-            "teacher": (1 - cfg.eta) * tkd,
-            "assistant": cfg.eta * dkd,
+            "teacher": cfg.kd_weight * (1 - cfg.eta) * tkd,
+            "assistant": cfg.kd_weight * cfg.eta * dkd,
         }
 
     def _streams(self, x: Tensor, u: Tensor, s1: Tensor, s2: Tensor) -> tuple[Tensor, ...]:

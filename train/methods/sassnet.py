@@ -7,7 +7,8 @@ own. Departures: distance maps on the device; the discriminator's last pooling c
 (the official 7 x 7 x 5 is the whole map of its window); the softmax of K logits stands for the sigmoid of one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal, cast
@@ -72,9 +73,8 @@ class SassNet(Method):
         cfg, network, n = self.config, cast(Network, self.student), len(batch.x)
         logits, distance = self._predict(torch.cat([batch.x, batch.u]))
         truth = signed_distance_maps(batch.y, network.classes)
-        self.discriminator.eval()
-        verdict = self.discriminator(distance[n:], batch.u)
-        self.discriminator.train(self.training)
+        with frozen(self.discriminator):
+            verdict = self.discriminator(distance[n:], batch.u)
         adversarial = F.cross_entropy(verdict, torch.ones(len(batch.u), dtype=torch.long, device=verdict.device))
         weight = cfg.adversarial * ramped(step, cfg.ramp_up, self.iterations)
         return {
@@ -97,6 +97,17 @@ class SassNet(Method):
         network = cast(Network, self.student)
         features = network.features(network.encode(images))
         return network.head(features), self.distance_head(features).float().tanh()
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """In evaluation mode, and without gradients of its own: those of the other phase's loss would be thrown away."""
+    training = module.training
+    module.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.train(training).requires_grad_(True)
 
 
 class Discriminator(nn.Module):

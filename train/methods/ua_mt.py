@@ -2,8 +2,10 @@
 
 The teacher predicts noisy copies of the unlabelled crops eight times with dropout; voxels whose mean prediction has
 little entropy keep their consistency loss, the squared difference of probabilities. Source: the script that the
-official README names, code/train_LA_meanteacher_certainty_unlabel.py (UA-MT 88ed29a). Departure: its buffer of
-predictions, filled on the CPU and copied in every iteration, is a running sum on the device.
+official README names, code/train_LA_meanteacher_certainty_unlabel.py (UA-MT 88ed29a); its sibling without "_unlabel"
+has the teacher and the consistency on the labelled crops too. Departures: the buffer of predictions, filled on the CPU
+and copied in every iteration, is a running sum on the device; the ramp rises at every step, not every 150 steps (as in
+all methods here).
 """
 
 import math

@@ -2,7 +2,8 @@
 
 Source: UniMatch more-scenarios/medical/unimatch.py (0324f3d), which is 2D; no left-atrium code is published. Port:
 CrossMatch's strong views, feature dropout 0.5 on all levels, the CutMix partner is the batch reversed. Departure: the
-labelled half is not decoded a second time with perturbed features, whose output the official code throws away.
+labelled half is not decoded a second time with perturbed features, whose output the official code throws away; all
+views go through one pass, so batch norm sees them together; the background has no Dice term.
 """
 
 from dataclasses import dataclass

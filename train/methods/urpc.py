@@ -2,8 +2,8 @@
 
 Source: SSL4MIS code/train_uncertainty_rectified_pyramid_consistency_3D.py (06df604); no left-atrium script is
 published. The tables' figures belong to a 3D U-Net with instance norm; this is a port to any network here: side heads
-on the decoder's stages, enlarged to the window. Departures: logarithms come from log_softmax, where the official
-log(softmax) can be -inf.
+on the decoder's stages, enlarged to the window. Departures: the supervised Dice leaves out the background, as in the
+other methods; logarithms come from log_softmax, where the official log(softmax) can be -inf.
 """
 
 from collections.abc import Iterable
