@@ -104,6 +104,7 @@ def quantise(
     calibration: Sequence[Case],
     verification: Sequence[Case] = (),
     say: Callable[[str], None] = lambda _: None,
+    prove: Callable[[str], None] = lambda _: None,
 ) -> tuple[ModelSpec, Quality]:
     """Write the int8 artifact of an fp32 artifact and prove it.
 
@@ -115,6 +116,7 @@ def quantise(
     verification : scans on which int8 is compared with fp32, and with the truth where they have labels; the calibration
         scans if empty.
     say : takes the rows of the table of candidates.
+    prove : takes the finished file's path before it is kept, and raises if it must not be (see `proof`).
 
     Raises
     ------
@@ -143,6 +145,7 @@ def quantise(
         with _opened(place) as backend:
             error = golden_error(backend.run(golden.x.astype(np.float32)), golden.logits)
             assert error < 1e-3, f"the same graph gave other logits: {error}"
+        prove(place)
     with atomic_file(path, overwrite=True) as file:
         file.write(content)
     return spec, best.quality

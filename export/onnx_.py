@@ -5,10 +5,11 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ from torch import nn
 from seg.infer import __version__
 from seg.infer.artifact import GOLDEN_KEY, HEAD_KEY, SPEC_KEY, Golden, load
 from seg.infer.atomic import atomic_file, output_error
-from seg.infer.backends import open_backend
+from seg.infer.backends import ONNX_ENGINES, open_backend
 from seg.infer.classes import Head
 from seg.infer.errors import Exit, SegError
 from seg.infer.selftest import golden_error
@@ -50,6 +51,7 @@ def export(
     features: bool = False,
     half: bool = False,
     tolerance: float | None = None,
+    prove: Callable[[str], None] = lambda _: None,
 ) -> tuple[ModelSpec, Parity]:
     """Write the artifact and prove it.
 
@@ -61,6 +63,7 @@ def export(
     features : offer the features before the last layer as a second output (see `head`).
     half : weights and activations in float16 (see `fp16`).
     tolerance : largest allowed logit error over the logits' range, if not the precision's own.
+    prove : takes the finished file's path before it is kept, and raises if it must not be (see `proof`).
 
     Raises
     ------
@@ -69,31 +72,60 @@ def export(
     """
     module = module.cpu().float().eval()
     assert not any(part.training for part in module.modules())
-    golden = _golden(module, spec)
+    golden = golden_of(module, spec)
     proto = _convert(module, spec)
     spec = replace(spec, cost=cost_of(module, proto, spec))
     head = offer_features(proto) if features else None
     tolerance = tolerance if tolerance is not None else fp16.TOLERANCE if half else TOLERANCE
     if half:
         proto = fp16.to_half(proto)
-        spec = replace(spec, card={**spec.card, "precision": "fp16", "quantisation": {"golden_tolerance": tolerance}})
+        spec = _half_spec(spec, tolerance)
     proto, spec = describe(proto, spec, golden, head)
     onnx.checker.check_model(proto, full_check=True)
     content = proto.SerializeToString(deterministic=True)
     with _hidden(path, content) as candidate:
-        parity = verify(module, candidate, [golden.x.shape[2:], _larger(spec)])
-    if not parity.error <= tolerance:
-        raise SegError(
-            "E-EXPORT-PARITY",
-            Exit.MODEL,
-            path,
-            f"the exported network differs from torch by {parity.error:.2g} of the logits' range",
-            "report this with the run's config.json",
-            f"at most {tolerance:.0e}",
-        )
+        parity = verify(module, candidate, [golden.x.shape[2:], larger(spec)])
+        if not parity.error <= tolerance:
+            raise _unequal(path, parity.error, tolerance)
+        prove(candidate)
     with atomic_file(path, overwrite=True) as file:
         file.write(content)
     return spec, parity
+
+
+def write_half(source: str, path: str) -> ModelSpec:
+    """The float16 form of an fp32 artifact, as `export` makes it from the run, proven on torch's golden pair.
+
+    Raises
+    ------
+    SegError : E-EXPORT-PARITY, E-OUT-*. No file is left.
+    """
+    artifact = load(source)
+    assert artifact.golden is not None
+    golden, spec = artifact.golden, _half_spec(artifact.spec, fp16.TOLERANCE)
+    proto, spec = describe(fp16.to_half(onnx.load(source)), spec, golden, artifact.head)
+    onnx.checker.check_model(proto, full_check=True)
+    content = proto.SerializeToString(deterministic=True)
+    with _hidden(path, content) as candidate:
+        for engine in ONNX_ENGINES:
+            backend = open_backend(engine, candidate, "cpu")
+            error = golden_error(backend.run(golden.x.astype(np.float32)), golden.logits)
+            backend.close()
+            if not error <= fp16.TOLERANCE:
+                raise _unequal(path, error, fp16.TOLERANCE)
+    with atomic_file(path, overwrite=True) as file:
+        file.write(content)
+    return spec
+
+
+def _half_spec(spec: ModelSpec, tolerance: float) -> ModelSpec:
+    return replace(spec, card={**spec.card, "precision": "fp16", "quantisation": {"golden_tolerance": tolerance}})
+
+
+def _unequal(path: str, error: float, tolerance: float) -> SegError:
+    found = f"the exported network differs from torch by {error:.2g} of the logits' range"
+    fix = "report this with the run's config.json"
+    return SegError("E-EXPORT-PARITY", Exit.MODEL, path, found, fix, f"at most {tolerance:.0e}")
 
 
 @contextmanager
@@ -112,11 +144,16 @@ def _hidden(path: str, content: bytes) -> Iterator[str]:
         yield str(candidate)
 
 
-def verify(module: nn.Module, path: str, shapes: Sequence[Sequence[int]], engine: str = "openvino") -> Parity:
-    """Compare the artifact with torch on random input of each shape, through its own backend.
+def verify(module: nn.Module, path: str, shapes: Sequence[Sequence[int]], *engines: str) -> Parity:
+    """Compare the artifact with torch on random input of each shape, through the engines given (default: for ONNX).
 
     The second shape proves that the axes are dynamic; two windows in a batch prove the batch axis.
     """
+    found = [_verify(module, path, shapes, engine) for engine in engines or ONNX_ENGINES]
+    return Parity(max(p.error for p in found), min(p.labels for p in found))
+
+
+def _verify(module: nn.Module, path: str, shapes: Sequence[Sequence[int]], engine: str) -> Parity:
     artifact = load(path)
     backend = open_backend(engine, path, "cpu")
     worst, equal = 0.0, 1.0
@@ -140,12 +177,12 @@ def _noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
-def _larger(spec: ModelSpec) -> tuple[int, ...]:
+def larger(spec: ModelSpec) -> tuple[int, ...]:
     """A second test shape, different along every axis."""
     return tuple(s * (n + 1) for n, s in enumerate(spec.stride, start=2))
 
 
-def _golden(module: nn.Module, spec: ModelSpec) -> Golden:
+def golden_of(module: nn.Module, spec: ModelSpec) -> Golden:
     shape = (1, len(spec.channels), *(s * GOLDEN_EXTENT if s > 1 else 1 for s in spec.stride))
     x = _noise(shape, seed=2024).astype(np.float16)
     with torch.inference_mode():
@@ -153,12 +190,17 @@ def _golden(module: nn.Module, spec: ModelSpec) -> Golden:
     return Golden(x, logits)
 
 
-def _convert(module: nn.Module, spec: ModelSpec) -> onnx.ModelProto:
-    """torch.export -> ONNX opset 21 with dynamic batch and spatial axes."""
+def sample_and_axes(spec: ModelSpec) -> tuple[torch.Tensor, dict[int, Any]]:
+    """An input to trace with, and its dynamic axes: batch and space."""
     sample = torch.zeros((2, len(spec.channels), *(2 * s for s in spec.stride[: spec.dims])))
     # Multiples of the stride: attention folds the extents into one axis and back, which the exporter must see to fit.
     extents = [step * torch.export.Dim(f"n{axis}") for axis, step in enumerate(spec.stride[: spec.dims])]
-    axes = {0: torch.export.Dim("batch"), **{2 + axis: extent for axis, extent in enumerate(extents)}}
+    return sample, {0: torch.export.Dim("batch"), **{2 + axis: extent for axis, extent in enumerate(extents)}}
+
+
+def _convert(module: nn.Module, spec: ModelSpec) -> onnx.ModelProto:
+    """torch.export -> ONNX opset 21 with dynamic batch and spatial axes."""
+    sample, axes = sample_and_axes(spec)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports optional packages that we do not use
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

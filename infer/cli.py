@@ -21,7 +21,7 @@ def _window(text: str | None) -> Any:
     return tuple(int(part) for part in parts)
 
 
-def _memory(text: str | None) -> int | None:
+def memory_size(text: str | None, option: str = "--max-memory") -> int | None:
     """ "4G", "500M" or bytes -> bytes."""
     if text is None:
         return None
@@ -32,7 +32,7 @@ def _memory(text: str | None) -> int | None:
     except (ValueError, OverflowError):
         size = 0
     if size <= 0:
-        raise typer.BadParameter(f"--max-memory {text!r} is not a size like 4G or 500M")
+        raise typer.BadParameter(f"{option} {text!r} is not a size like 4G or 500M")
     return size
 
 
@@ -129,7 +129,7 @@ def seg_infer(
         protocol and any(x is not None for x in (window, overlap, step_size))
     ):
         raise typer.BadParameter("--overlap, --step-size and --protocol exclude each other")
-    tile, memory = _window(window), _memory(max_memory)
+    tile, memory = _window(window), memory_size(max_memory)
     overlap = overlap if step_size is None else 1.0 - step_size
     words = [*(scans or ()), *(inputs or ())]
     if not words and not lists:

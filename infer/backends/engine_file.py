@@ -14,7 +14,7 @@ from ..errors import Exit, SegError
 from ..spec import ModelSpec
 from .seal import refuse_unsealed, seal, unsealed
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -25,18 +25,22 @@ class EngineKey:
     ----------
     onnx_sha256 : digest of the artifact's graph (`ModelSpec.graph_sha256`).
     tensorrt : version that built it, and the only one that runs it.
+    driver : CUDA version of the driver it was built and proven with, such as "13.0".
     gpu : device name, for people; plans for one of the same compute capability but another name are slow or wrong.
     compute_capability : such as "9.0".
     profile : largest input (N, C, X, Y[, Z]); only N may be smaller.
     precision : "fp32", "bf16", "fp16" or "int8"; it lies in the network.
+    best : N that it was tuned for.
     """
 
     onnx_sha256: str
     tensorrt: str
+    driver: str
     gpu: str
     compute_capability: str
     profile: tuple[int, ...]
     precision: str
+    best: int = 1
 
     def refuse_mismatch(self, path: str, **here: object) -> None:
         """Raise unless the fields in `here` are this key's. SegError E-ENGINE-KEY, exit status 21."""

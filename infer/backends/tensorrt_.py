@@ -67,7 +67,7 @@ class TensorRtBackend:
         file.key.refuse_mismatch(path, **key_here(trt, self.xp, index), **given)
         self.device: Any = self.xp.cuda.Device(index)
         with self.device:
-            self._logger = _logger(trt)
+            self._logger = message_logger(trt)
             self._runtime: Any = trt.Runtime(self._logger)
             engine = self._runtime.deserialize_cuda_engine(file.plan)
             if engine is None:
@@ -176,8 +176,10 @@ class TensorRtBackend:
 def key_here(trt: Any, cupy: Any, index: int) -> dict[str, str]:
     """The part of an `EngineKey` that the machine decides."""
     properties = cupy.cuda.runtime.getDeviceProperties(index)
+    driver = int(cupy.cuda.runtime.driverGetVersion())  # 13000 is 13.0
     return {
         "tensorrt": str(trt.__version__),
+        "driver": f"{driver // 1000}.{driver % 1000 // 10}",
         "gpu": properties["name"].decode(),
         "compute_capability": f"{properties['major']}.{properties['minor']}",
     }
@@ -194,7 +196,7 @@ def _tensors(trt: Any, engine: Any, path: str, output: str) -> tuple[str, str]:
     return inputs[0], output
 
 
-def _logger(trt: Any) -> Any:
+def message_logger(trt: Any) -> Any:
     """Keeps the last error instead of printing it."""
 
     class Messages(trt.ILogger):  # type: ignore[misc]

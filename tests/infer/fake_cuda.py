@@ -239,6 +239,7 @@ def fake_cupy(gpu: Gpu) -> ModuleType:
         memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
         runtime=SimpleNamespace(
             getDeviceCount=device_count,
+            driverGetVersion=lambda: 13000,
             getDeviceProperties=lambda index: {"name": GPU.encode(), "major": CAPABILITY[0], "minor": CAPABILITY[1]},
         ),
     )

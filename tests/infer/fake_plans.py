@@ -30,6 +30,7 @@ def write_plan(
     key = {
         "onnx_sha256": "ab" * 32,
         "tensorrt": fake_tensorrt.VERSION,
+        "driver": "13.0",
         "gpu": fake_cuda.GPU,
         "compute_capability": "9.0",
         "profile": profile,
