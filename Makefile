@@ -35,6 +35,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(VENV)/bin/python $(INSTALL) --editable ".[train,codecs,dicomweb,rtstruct,serve,dev]"
 	# A Triton server for its tests, which skip without it. The wheel asks for NumPy 1 for a part that is not used.
 	-$(VENV)/bin/python $(INSTALL) --no-deps nvidia-pytriton
+	# TensorRT-RTX (96 MB) parses and builds on a processor; the tests of exported forms skip without it.
+	-$(VENV)/bin/python $(INSTALL) --no-deps tensorrt-rtx-cu13-libs==1.7.1.116 tensorrt-rtx-cu13-bindings==1.7.1.116
 	touch $@
 
 clean:

@@ -1,12 +1,11 @@
 """All exported forms of a model: what each costs, and what it gains. Writes the forms, then measures them.
 
 From each fp32 artifact (a shipped model's name, or a file that seg-export wrote from a run) come fp16 and int8, as
-`seg-export --precision` makes them. All forms segment the same validation scans through the path that ships. Labels
-and logits are compared with the fp32 form's in OpenVINO, and fp32 itself in every engine with the logits that torch
-gave at export (the golden pair) and, on whole scans, between the engines. Seconds are medians of the network's pass over
-the scans, all forms in turn in one process.
+`seg-export --precision` makes them. All forms segment the same validation scans through the path that ships, in
+OpenVINO and ONNX Runtime. Logits and labels are compared with the fp32 form's in OpenVINO, and with torch's on the
+golden pair. Seconds are medians of the network's pass over the scans, all forms in turn in one process.
 
-    python benchmarks/variants.py left-atrium build/left-atrium-small.onnx --data ../shared/data/LA --output build/variants
+    python benchmarks/variants.py left-atrium STUDENT.onnx --data ../shared/data/LA --output build/variants
 """
 
 import argparse
