@@ -8,6 +8,7 @@ Dice of the shipping path is measured with torch and with the file.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -135,7 +136,7 @@ class ReferenceBackend:
     def __init__(self, path: str) -> None:
         from onnx.reference import ReferenceEvaluator
 
-        self._evaluator = ReferenceEvaluator(path)
+        self._evaluator: Any = ReferenceEvaluator(path)
         self._dims = len(onnx.load(path).graph.input[0].type.tensor_type.shape.dim)
 
     def run(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
