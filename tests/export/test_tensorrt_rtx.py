@@ -41,7 +41,9 @@ def spec_of(network: Any) -> ModelSpec:
     )
 
 
-@pytest.fixture(scope="module", params=[n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in sorted(NETWORKS)])
+@pytest.fixture(
+    scope="module", params=[n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in sorted(NETWORKS)]
+)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Precision -> artifact."""
     torch.manual_seed(0)
