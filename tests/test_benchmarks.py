@@ -14,7 +14,18 @@ from seg.infer.backends import open_backend
 from seg.infer.stitch import window_starts
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-SCRIPTS = ("inference", "iteration", "memory", "startup", "models", "accuracy", "ablations", "dicom_output")
+SCRIPTS = (
+    "inference",
+    "iteration",
+    "hybrid",
+    "rescaling",
+    "memory",
+    "startup",
+    "models",
+    "accuracy",
+    "ablations",
+    "dicom_output",
+)
 MODULES = {*SCRIPTS, "environment", "experiments", "seeds"}
 
 
@@ -53,6 +64,11 @@ def rows(text: str) -> list[list[str]]:
 )
 def test_smoke(script: str, arguments: tuple[str, ...], count: int) -> None:
     assert len(rows(run(script, "--smoke", *arguments).stdout)) == count
+
+
+@pytest.mark.slow
+def test_hybrid() -> None:
+    assert [row[0] for row in rows(run("hybrid", "--smoke").stdout)] == ["vnet", "hstf", "hstf_s"]
 
 
 def test_startup(tmp_path: Path) -> None:
