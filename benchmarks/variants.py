@@ -1,9 +1,10 @@
 """All exported forms of a model: what each costs, and what it gains. Writes the forms, then measures them.
 
 From each fp32 artifact (a shipped model's name, or a file that seg-export wrote from a run) come fp16 and int8, as
-`seg-export --precision` makes them. All forms segment the same validation scans through the path that ships, in
-OpenVINO and ONNX Runtime. Logits and labels are compared with the fp32 form's in OpenVINO, and with torch's on the
-golden pair. Seconds are medians of the network's pass over the scans, all forms in turn in one process.
+`seg-export --precision` makes them; a shipped model's int8 form is the one that ships. All forms segment the same
+validation scans through the path that ships, in OpenVINO and ONNX Runtime. Logits and labels are compared with the fp32
+form's in OpenVINO, and with torch's on the golden pair. Seconds are medians of the network's pass over the scans, all
+forms in turn in one process.
 
     python benchmarks/variants.py left-atrium STUDENT.onnx --data ../shared/data/LA --output build/variants
 """
@@ -55,6 +56,8 @@ def make_forms(source: Path, options: argparse.Namespace) -> dict[str, Path]:
     validation = set(json.loads((options.data / "splits.json").read_text())["val"])
     paths = {"fp32": source} | {form: options.output / f"{source.stem}.{form}.onnx" for form in FORMS[1:]}
     write_half(str(source), str(paths["fp16"]))
+    if (shipped := source.with_suffix(".int8.onnx")).is_file():
+        return paths | {"int8": shipped}
     calibration = calibration_cases(str(options.data), options.calibration_scans, validation)
     quantise(str(source), str(paths["int8"]), calibration, verification_cases(str(options.data), validation), print)
     return paths
