@@ -136,6 +136,9 @@ def override(defaults: S, values: dict[str, Any], where: str) -> S:
 
 def _described(hint: Any) -> str:
     """The annotation in words: int | None, or "one of auto, fp32, bf16"."""
+    args = [arg for arg in get_args(hint) if arg is not type(None)]
+    if get_origin(hint) in (UnionType, Union) and len(args) == 1 and get_origin(args[0]) is Literal:
+        return _described(args[0])
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, get_args(hint)))}"
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

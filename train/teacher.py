@@ -61,7 +61,7 @@ class Teacher:
         where = "cpu" if device.type == "cpu" else f"cuda:{device.index or 0}"
         threads = torch.get_num_threads()
         backend = open_backend(
-            engine_for(artifact.path, where), artifact.path, where, precision="auto", threads=threads
+            engine_for(artifact.path, where), artifact.path, where, precision="fp32", threads=threads
         )
         width = artifact.spec.card.get("training", {}).get("width")
         return cls(model, artifact.spec, width, artifact.spec.graph_sha256, backend)

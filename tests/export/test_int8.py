@@ -354,7 +354,7 @@ def test_export_to_int8(command: Callable[..., tuple[int, str]], data: Path, tmp
     assert "calibrated on 3 scans" in said
 
 
-@pytest.mark.parametrize("flags", [["--precision", "int8"], ["--calibration", "x"], ["--verify", "x"]])
+@pytest.mark.parametrize("flags", [["--precision", "int8"], ["--calibration", "x"]])
 def test_int8_and_calibration_go_together(
     command: Callable[..., tuple[int, str]], tmp_path: Path, flags: list[str]
 ) -> None:
