@@ -42,7 +42,7 @@ from .methods import Distill
 from .networks import NETWORKS
 from .plan import Plan, plan
 from .prepare import prepare, prepare_all
-from .processes import Processes, join, refused_by_a_peer
+from .processes import Processes, join, left_at_the_end, refused_by_a_peer
 from .refinement import Refinement, Truth
 from .report import CURVES, write_evaluation, write_picture
 from .run import (
@@ -190,7 +190,7 @@ def train(
     engine = Engine(device, precision_of(settings.precision, device), settings.compile, processes)
     if not processes.first:
         say, report = (lambda _: None), (lambda *_: None)
-    with ExitStack() as held, refused_by_a_peer(processes, str(folder)):
+    with left_at_the_end(processes), ExitStack() as held, refused_by_a_peer(processes, str(folder)):
         teacher = _load_teacher(settings, device, engine.precision)
         job = processes.share(partial(_begin, settings, folder, resume, engine, say, held, teacher))
         began = time.monotonic()

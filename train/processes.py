@@ -53,7 +53,6 @@ class Processes:
                 raise
         dist.broadcast_object_list(box)
         if box[1] is not None:
-            dist.destroy_process_group()  # the first one, who keeps the store, may be gone already
             raise SystemExit(box[1])
         return cast(T, box[0])
 
@@ -95,6 +94,16 @@ def join(device: torch.device) -> Processes:
             torch.cuda.set_device(device)
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     return Processes(dist.get_rank(), size)
+
+
+@contextmanager
+def left_at_the_end(processes: Processes) -> Iterator[None]:
+    """Close the connections, whatever happened: threads that still wait on them abort the process when it exits."""
+    try:
+        yield
+    finally:
+        if processes.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
 
 
 @contextmanager

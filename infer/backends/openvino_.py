@@ -6,6 +6,7 @@ executed without a check of who wrote it.
 
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,16 @@ def _openvino() -> Any:
         if skipped:
             del sys.modules[converter]
     return openvino
+
+
+@cache
+def _core() -> Any:
+    """One for the process, and never released.
+
+    OpenVINO gives the thread that begins it a stack for signals, and its end frees that stack. When it ends in another
+    thread, the next Ctrl-C is a segmentation fault.
+    """
+    return _openvino().Core()
 
 
 class OpenVinoBackend:
@@ -71,8 +82,7 @@ class OpenVinoBackend:
         if precision != "auto":
             config["INFERENCE_PRECISION_HINT"] = _HINTS[precision]
         try:
-            self._core = ov.Core()
-            self._model = self._core.read_model(path)
+            self._model = _core().read_model(path)
             if len(self._model.outputs) > 1:
                 self._model = ov.Model([self._model.output(output)], self._model.get_parameters())
             elif output not in self._model.output(0).names:
@@ -92,7 +102,7 @@ class OpenVinoBackend:
         if shape is not None:
             model = model.clone()
             model.reshape(sliced_shape(shape) if self._dims == 4 else shape)
-        compiled = self._core.compile_model(model, "CPU", self._config)
+        compiled = _core().compile_model(model, "CPU", self._config)
         self._request: Any = compiled.create_infer_request()
         return compiled
 
@@ -108,4 +118,4 @@ class OpenVinoBackend:
 
     def close(self) -> None:
         """Release the network."""
-        self._request = self._model = self._core = None
+        self._request = self._model = None

@@ -230,6 +230,23 @@ def test_host_engines_compute_in_numpy(tmp_path: Path) -> None:
     assert run(windows(1, 1, 2, 2, 2)).shape == (1, 2, 2, 2, 2)
 
 
+def test_signals_after_an_engine_was_released_elsewhere(tmp_path: Path) -> None:
+    """OpenVINO's end frees the stack on which the thread that began it handles signals."""
+    path = save(convolutions(3), tmp_path / "net.onnx")
+    program = f"""
+import os, signal, threading
+from seg.infer.backends import open_backend
+backends = [open_backend("openvino", {path!r}, "cpu", threads=1)]
+thread = threading.Thread(target=lambda: backends.pop().close())
+thread.start()
+thread.join()
+signal.signal(signal.SIGINT, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGINT)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
 def test_importing_the_table_imports_no_engine() -> None:
     code = (
         "import sys, seg.infer.backends, seg.infer.machine;"

@@ -46,17 +46,8 @@ log_every = 1
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Runs are equal for equal thread counts: other tests of this process may have set another one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
-def workplace(one_thread: None, tmp_path_factory: pytest.TempPathFactory, write_cases: Callable[..., Path]) -> Path:
+def workplace(tmp_path_factory: pytest.TempPathFactory, write_cases: Callable[..., Path]) -> Path:
     """A folder with data/, config.toml, and full/: a run that was never disturbed."""
     root = tmp_path_factory.mktemp("loop")
     write_cases(root / "data", 5, (20, 18, 17), unlabeled=2)
