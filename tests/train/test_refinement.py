@@ -3,13 +3,12 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from seg.infer.errors import SegError
 from seg.train import job
@@ -22,14 +21,6 @@ OPTIONS: dict[str, Any] = dict(burn_in=0.2, rounds=(0.2, 0.5, 0.8), enough=0.0, 
 
 class Killed(BaseException):
     pass
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
