@@ -17,7 +17,7 @@ def to_half(proto: onnx.ModelProto) -> onnx.ModelProto:
 
     source, proto = proto, onnx.ModelProto()
     proto.CopyFrom(source)
-    _own_scales(proto.graph)
+    _own_constants(proto.graph)
     half: onnx.ModelProto = convert_float_to_float16(
         proto, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *FLOAT_ISLANDS]
     )
@@ -35,10 +35,10 @@ def to_half(proto: onnx.ModelProto) -> onnx.ModelProto:
     return half
 
 
-def _own_scales(graph: onnx.GraphProto) -> None:
-    """A constant of its own for each Resize: the converter makes one cast for each, all with the constant's name."""
+def _own_constants(graph: onnx.GraphProto) -> None:
+    """Constants of its own for every node kept in float32: the converter makes one cast for each, named after them."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
-    for number, node in enumerate(n for n in graph.node if n.op_type == "Resize"):
+    for number, node in enumerate(n for n in graph.node if n.op_type in ("Resize", *FLOAT_ISLANDS)):
         for at, name in enumerate(node.input):
             if at and name in tensors:
                 own = graph.initializer.add()

@@ -81,3 +81,19 @@ def test_what_float16_cannot_hold_is_not_kept(tmp_path: Path) -> None:
     with pytest.raises(SegError, match="E-EXPORT-PARITY"):
         export(module, SPEC, str(tmp_path / "m.onnx"), half=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_norms_that_share_their_weights() -> None:
+    """Two LayerNormalizations with one scale, as an exporter that merges equal weights writes them: no name twice."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    value = helper.make_tensor_value_info
+    scale = numpy_helper.from_array(np.ones(8, np.float32), "scale")
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "scale"], ["a"], axis=-1),
+        helper.make_node("LayerNormalization", ["a", "scale"], ["y"], axis=-1),
+    ]
+    ends = [value("x", TensorProto.FLOAT, [2, 8])], [value("y", TensorProto.FLOAT, [2, 8])]
+    graph = helper.make_graph(nodes, "norms", *ends, initializer=[scale])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+    onnx.checker.check_model(fp16.to_half(proto), full_check=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from seg.infer.errors import Exit, SegError
-from seg.infer.spec import ModelSpec
+from seg.infer.spec import ModelSpec, Normalisation
 from seg.train import methods
 from seg.train.losses import supervised_loss
 from seg.train.methods import METHODS, PRESETS, Batch, Distill, Method
@@ -227,7 +227,13 @@ def test_deployed_becomes_an_artifact(name: str, tmp_path: Path) -> None:
 
     method = trained(name, None, range(1)).method
     spec = ModelSpec(
-        name="tiny", labels=("background", "a"), channels=("MR",), spacing=(1.0, 1.0, 1.0), window=(16, 16, 16)
+        name="tiny",
+        labels=("background", "a"),
+        channels=("MR",),
+        spacing=(1.0, 1.0, 1.0),
+        normalisation=Normalisation(),
+        window=(16, 16, 16),
+        stride=(16, 16, 16),
     )
     _, parity = export(method.deployed(), spec, str(tmp_path / "model.onnx"))
     assert parity.error < 1e-4
