@@ -4,7 +4,7 @@ It knows nothing of data, files or logging. What is timed as "one iteration" is 
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -58,7 +58,7 @@ class Step:
             phase: build_optimizer(method.trainable(phase), method.settings(phase), attention)
             for phase in method.phases
         }
-        self._losses: Callable[[Batch, int, str], dict[str, Tensor]] = method.losses
+        self._parts: Callable[[Batch, int, str], Iterator[dict[str, Tensor]]] = method.parts
         if compiled:
             compile_network(method.student)
         if several:
@@ -67,28 +67,36 @@ class Step:
             # one voxel have two equal strides.
             warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
             warnings.filterwarnings("ignore", message="Grad strides do not match", category=UserWarning)
-            self._losses = DistributedDataParallel(
+            losses = DistributedDataParallel(
                 _Losses(method),
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
                 find_unused_parameters=len(method.phases) > 1,
             )
+            self._parts = lambda *given: iter([losses(*given)])  # gradients are summed up over processes in one go
 
     def __call__(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Step number `step` (from 0). Returns the detached losses; nothing waits for the device."""
         found: dict[str, Tensor] = {}
         for phase, optimizer in self.optimizers.items():
             set_rate(optimizer, learning_rate(self.method.settings(phase), step, self.iterations))
-            with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-                losses = self._losses(batch, step, phase)
             optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(torch.stack(list(losses.values())).sum())
+            parts = self._parts(batch, step, phase)
+            while losses := self._next(parts):
+                torch.autograd.backward(torch.stack(list(losses.values())).sum())
+                for name, loss in losses.items():
+                    found[name] = found[name] + loss.detach() if name in found else loss.detach()
+                losses.clear()
             if self.method.config.clip_norm > 0:
                 torch.nn.utils.clip_grad_norm_(list(self.method.trainable(phase)), self.method.config.clip_norm)
             optimizer.step()
-            found |= {name: loss.detach() for name, loss in losses.items()}
         self.method.after_step(step)
         return found
+
+    def _next(self, parts: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The next part's losses, computed in the run's precision; none are left: empty."""
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+            return next(parts, {})
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, statistics and moments."""

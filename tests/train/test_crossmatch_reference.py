@@ -168,31 +168,25 @@ def official(method: CrossMatch, batch: Batch, step: int) -> dict[str, Tensor]:
 
 
 def fast(method: CrossMatch, batch: Batch, step: int) -> dict[str, Tensor]:
-    """One pass over x, u, s1 and s2; the teacher stands apart: averaged weights, or the student's clean stream."""
+    """Two passes; the teacher stands apart from the first: averaged weights, or the student's clean stream."""
     cfg, net, u, g = method.config, method.student, batch.u, batch.generator
     assert isinstance(net, VNet)
     s1, s2 = strong_view(u, g), strong_view(u, g)
     boxes = cutmix_boxes(len(u), u.shape[2:], g), cutmix_boxes(len(u), u.shape[2:], g)
     s1, s2 = (paste_image(s, torch.flip(s, [0]), box) for s, box in zip((s1, s2), boxes, strict=True))
     n, m = len(batch.x), len(u)
-    levels = net.encode(torch.cat([batch.x, u, s1, s2]))
-    at = {"x": slice(0, n), "w": slice(n, n + m), "s1": slice(n + m, n + 2 * m), "s2": slice(n + 2 * m, n + 3 * m)}
-    part = {name: [level[where] for level in levels] for name, where in at.items()}
-    weak, strong = 0.5 - cfg.gap / 2, 0.5 + cfg.gap / 2
-    stack = {"x": part["x"], "s1": part["s1"], "s2": part["s2"]}
-    stack |= {"ww": perturb(part["w"], weak), "ws": perturb(part["w"], strong)}
-    stack |= {"sw": perturb(part["s2"], weak), "ss": perturb(part["s2"], strong)}
-    logits = net.decode([torch.cat([s[k] for s in stack.values()]) for k in range(5)], head_dropout=False)
-    streams, start = {}, 0
-    for name, features in stack.items():
-        streams[name] = logits[start : start + len(features[0])]
-        start += len(features[0])
+    levels = net.encode(torch.cat([batch.x, u]))
+    of_x, of_u = [level[:n] for level in levels], [level[n:] for level in levels]
+    stack = [of_x, perturb(of_u, 0.5 - cfg.gap / 2), perturb(of_u, 0.5 + cfg.gap / 2)]
+    logits = net.decode([torch.cat([s[k] for s in stack]) for k in range(5)], head_dropout=False)
+    streams = {"x": logits[:n], "ww": logits[n : n + m], "ws": logits[n + m :]}
     with torch.no_grad():
         if cfg.teacher == "ema":
             assert method.average is not None
             streams["wn"] = method.average.network.eval()(u)
         else:
-            streams["wn"] = net.decode(part["w"], head_dropout=False)
+            streams["wn"] = net.decode(of_u, head_dropout=False)
+    streams |= dict(zip(("s1", "s2", "sw", "ss"), four(net, cfg, s1, s2), strict=True))
     length = cfg.ramp_up * ITERATIONS
     ramp = math.exp(-5 * (1 - min(1, step / length)) ** 2) if length else 1.0
     weight = cfg.scale * ramp

@@ -4,9 +4,11 @@ The loop knows nothing of methods; a method knows nothing of devices, files, sch
 training step is
 
     for phase in method.phases:
-        losses = method.losses(batch, step, phase); sum(losses.values()).backward(); optimiser[phase].step()
+        for losses in method.parts(batch, step, phase): sum(losses.values()).backward()
+        optimiser[phase].step()
     method.after_step(step)
 
+`parts` is all of `losses` at once unless a method can release the graph of one part before it builds the next.
 One phase is the rule; an adversarial method adds a second one with its own parameters (SASSNet's discriminator). A
 pre-training period (BCP) is a branch on `step`, a teacher (UA-MT) is updated in `after_step`. Everything that must
 survive an interruption is a parameter or a buffer. A method that learns from pseudo-labels of whole scans says by which
@@ -95,6 +97,10 @@ class Method(nn.Module):
     def losses(self, batch: Batch, step: int, phase: str = "student") -> dict[str, Tensor]:
         """Named weighted scalars whose sum is minimised. `step` counts from 0."""
         raise NotImplementedError
+
+    def parts(self, batch: Batch, step: int, phase: str = "student") -> Iterator[dict[str, Tensor]]:
+        """`losses` in parts that sum up to it; gradients of each are taken before the next is asked for."""
+        yield self.losses(batch, step, phase)
 
     def after_step(self, step: int) -> None:
         """Called once after the optimisers' steps: moving averages, memories."""

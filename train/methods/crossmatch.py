@@ -12,14 +12,16 @@ Losses (equations 10 to 12):
 D is the Dice loss against hard targets where the teacher is confident. Paper, paper-time code and today's code
 differ; `Config` covers all three and the presets say which value comes from where. Common to all: the box of CutMix
 has the volume drawn, and the CutMix partner is the batch reversed unless `mix_batch` asks for the official third
-loader. Batch norm sees what is stacked: `teacher="stacked"` makes the published two passes, [x, u] and [s1, s2], with
-the teacher among the streams; otherwise one pass holds all images and the teacher stands apart, without gradient.
+loader. As published there are two passes, [x, u] and [s1, s2], and batch norm sees each by itself. The second's targets
+carry no gradient, so that the loop takes the first's gradients before it: half the memory. `teacher="stacked"` has the
+teacher among the first pass's streams, as published; otherwise it stands apart, without gradient.
 Perturbations are functions of the training step: nothing of them is in `deployed()`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -35,6 +37,7 @@ from ..strong import cutmix_boxes, strong_view
 from .base import Batch, Method, MethodConfig
 
 Perturbation = Literal["dropout", "alpha", "feature_alpha"]
+Distance = Literal["dice", "dice_ce", "soft"]  # masked hard Dice; its mean with cross entropy; soft cross entropy
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class CrossMatchConfig(MethodConfig):
     eta: float = 0.3  # Table 4
     gap: float = 0.5  # Table 5: weak p = (1 - gap) / 2, strong p = (1 + gap) / 2
     perturbation: Perturbation = "dropout"  # Fig. 5
+    distance: Distance = "dice"  # D of the paper
     threshold: float = 0.85  # paper, section IV
     threshold_ramp: bool = False  # official: (c + (1 - c) r(step)) * ln 2 from the second step on
     mix_batch: int = 0  # official: CutMix partners from a third loader; 0 takes the batch reversed
@@ -126,31 +130,39 @@ class CrossMatch(Method):
 
     def losses(self, batch: Batch, step: int, phase: str = "student") -> dict[str, Tensor]:
         """See the base class."""
+        found: dict[str, Tensor] = {}
+        for part in self.parts(batch, step, phase):
+            found |= {name: found[name] + loss if name in found else loss for name, loss in part.items()}
+        return found
+
+    def parts(self, batch: Batch, step: int, phase: str = "student") -> Iterator[dict[str, Tensor]]:
+        """The losses of [x, u], then those of [s1, s2]: without gradient in targets the first graph is free by then."""
         cfg = self.config
         u, partner = self._unlabeled(batch)
         s1, s2 = strong_view(u, batch.generator), strong_view(u, batch.generator)
         box1, box2 = (cutmix_boxes(len(u), u.shape[2:], batch.generator) for _ in range(2))
         p1, p2 = (self._partner_view(partner, view, batch.generator) for view in (s1, s2))
         s1, s2 = torch.where(box1[:, None], p1, s1), torch.where(box2[:, None], p2, s2)
+        weight = cfg.scale * self._ramp(step)
+        of_teacher = weight * cfg.kd_weight * (1 - cfg.eta) / 4
 
         given = None if partner is None else self._partner_logits(batch.x, partner)
-        streams = self._two_passes if cfg.teacher == "stacked" else self._one_pass
-        zx, z1, z2, wn, ww, ws, sw, ss = streams(batch.x, u, s1, s2)
+        zx, wn, ww, ws = self._streams(batch.x, u, cfg.teacher == "stacked")
         # What stands inside the CutMix box: the partners' predictions of the same kind.
         mix, mix_w, mix_s = given or (wn.flip(0), ww.flip(0), ws.flip(0))
-
-        c = self._threshold(step)
-        teacher, t1, t2 = Confident.of(wn, c), Confident.of(wn, c, mix, box1), Confident.of(wn, c, mix, box2)
-        k1, k2 = Confident.of(ww, c, mix_w, box2), Confident.of(ws, c, mix_s, box2)
-        ip = (t1.loss(z1) + t2.loss(z2)) / 2
-        tkd = (teacher.loss(ww) + teacher.loss(ws) + t2.loss(sw) + t2.loss(ss)) / 4
-        dkd = (k1.loss(sw) + k2.loss(ss)) / 2
-        weight = cfg.scale * self._ramp(step)
-        return {
+        target = partial(StreamTarget.of, threshold=self._threshold(step), distance=cfg.distance)
+        teacher, t1, t2 = target(wn), target(wn, mix, box1), target(wn, mix, box2)
+        k1, k2 = target(ww, mix_w, box2), target(ws, mix_s, box2)
+        yield {
             "supervised": cfg.scale * supervised_loss(zx, batch.y),
-            "image": weight * cfg.ip_weight * ip,
-            "teacher": weight * cfg.kd_weight * (1 - cfg.eta) * tkd,
-            "assistant": weight * cfg.kd_weight * cfg.eta * dkd,
+            "teacher": of_teacher * (teacher.loss(ww) + teacher.loss(ws)),
+        }
+        del zx, wn, ww, ws, mix, mix_w, mix_s, given
+        z1, z2, sw, ss = self._streams(s1, s2)
+        yield {
+            "image": weight * cfg.ip_weight * (t1.loss(z1) + t2.loss(z2)) / 2,
+            "teacher": of_teacher * (t2.loss(sw) + t2.loss(ss)),
+            "assistant": weight * cfg.kd_weight * cfg.eta * (k1.loss(sw) + k2.loss(ss)) / 2,
         }
 
     def _unlabeled(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -166,36 +178,26 @@ class CrossMatch(Method):
     def _partner_logits(self, x: Tensor, partner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Teacher, weakly and strongly perturbed logits of the third loader's crops."""
         clean = (self._mean_teacher or self.student)(partner)
-        _, _, weak, strong = self._stacked(x, partner)
+        _, _, weak, strong = self._streams(x, partner)
         return clean, weak, strong
 
-    def _two_passes(self, x: Tensor, u: Tensor, s1: Tensor, s2: Tensor) -> tuple[Tensor, ...]:
-        """Logits x, s1, s2, wn, ww, ws, sw, ss as published: the streams of [x, u], then those of [s1, s2]."""
-        zx, wn, ww, ws = self._stacked(x, u)
-        z1, z2, sw, ss = self._stacked(s1, s2)
-        return zx, z1, z2, wn, ww, ws, sw, ss
+    def _streams(self, first: Tensor, second: Tensor, stacked: bool = True) -> tuple[Tensor, ...]:
+        """Logits of `first`, of `second`, and of `second` under weak and strong perturbation: one decoder pass.
 
-    def _stacked(self, first: Tensor, second: Tensor) -> tuple[Tensor, ...]:
-        """Logits of `first`, of `second`, and of `second` under weak and strong perturbation: one decoder pass."""
+        Without `stacked` those of `second` are the teacher's, made apart and without gradient.
+        """
         network, n, m = self._network, len(first), len(second)
         levels = network.encode(torch.cat([first, second]))
-        clean, tail = zip(*(level.split_with_sizes([n, m]) for level in levels), strict=True)
-        streams = [clean, tail, *(self._perturbed(tail, p) for p in self._rates())]
-        logits = network.decode(stack(streams), head_dropout=False)
-        return logits.split_with_sizes([n, m, m, m])
-
-    def _one_pass(self, x: Tensor, u: Tensor, s1: Tensor, s2: Tensor) -> tuple[Tensor, ...]:
-        """The same logits, everything with gradient in one encoder and one decoder pass."""
-        network, n, m = self._network, len(x), len(u)
-        levels = network.encode(torch.cat([x, u, s1, s2]))
-        fx, fu, f1, f2 = zip(*(level.split_with_sizes([n, m, m, m]) for level in levels), strict=True)
-        streams = [fx, f1, f2, *(self._perturbed(f, p) for f in (fu, f2) for p in self._rates())]
-        logits = network.decode(stack(streams), head_dropout=False)
-        zx, z1, z2, ww, ws, sw, ss = logits.split_with_sizes([n, m, m, m, m, m, m])
+        head, tail = zip(*(level.split_with_sizes([n, m]) for level in levels), strict=True)
+        perturbed_tails = [self._perturbed(tail, p) for p in self._rates()]
+        if stacked:
+            logits = network.decode(stack([head, tail, *perturbed_tails]), head_dropout=False)
+            return logits.split_with_sizes([n, m, m, m])
+        z, weak, strong = network.decode(stack([head, *perturbed_tails]), False).split_with_sizes([n, m, m])
         with torch.no_grad():
             average = self._mean_teacher
-            wn = average(u) if average is not None else network.decode(fu, head_dropout=False)
-        return zx, z1, z2, wn, ww, ws, sw, ss
+            teacher = network.decode(tail, head_dropout=False) if average is None else average(second)
+        return z, teacher, weak, strong
 
     @property
     def _mean_teacher(self) -> Ema | None:
@@ -248,23 +250,47 @@ def stack(streams: Sequence[Sequence[Tensor]]) -> list[Tensor]:
 
 
 @dataclass(frozen=True)
-class Confident:
-    """Hard labels and the voxels that count: (B, X, Y[, Z]) each."""
+class StreamTarget:
+    """What a stream should predict, without gradient, and how far it is from that.
+
+    Attributes
+    ----------
+    label, keep : (B, X, Y[, Z]) hard labels, and 1 where the confidence reaches the threshold.
+    soft : (B, K, X, Y[, Z]) probabilities, of the distance `soft` alone.
+    """
 
     label: Tensor
     keep: Tensor
+    soft: Tensor | None
+    distance: Distance
 
     @classmethod
-    def of(cls, logits: Tensor, threshold: float, mix: Tensor | None = None, box: Tensor | None = None) -> "Confident":
-        """Targets from teacher logits, taken from `mix` inside `box`."""
+    def of(
+        cls,
+        logits: Tensor,
+        mix: Tensor | None = None,
+        box: Tensor | None = None,
+        *,
+        threshold: float,
+        distance: Distance = "dice",
+    ) -> "StreamTarget":
+        """From teacher logits, taken from `mix` inside `box`."""
         z = logits.detach().float()
         if mix is not None and box is not None:
             z = torch.where(box[:, None], mix.detach().float(), z)
-        confidence, label = z.softmax(dim=1).max(dim=1)
-        return cls(label, (confidence >= threshold).float())
+        p = z.softmax(dim=1)
+        confidence, label = p.max(dim=1)
+        return cls(label, (confidence >= threshold).float(), p if distance == "soft" else None, distance)
 
     def loss(self, logits: Tensor) -> Tensor:
-        return dice_loss(logits, self.label, self.keep)
+        """Distance of (B, K, ...) logits."""
+        if self.soft is not None:
+            return F.cross_entropy(logits.float(), self.soft)
+        dice = dice_loss(logits, self.label, self.keep)
+        if self.distance == "dice":
+            return dice
+        entropy = F.cross_entropy(logits.float(), self.label, reduction="none")
+        return 0.5 * (dice + (entropy * self.keep).mean())
 
 
 def _gaussian_ramp(t: float) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..losses import dice_loss
 from ..strong import cutmix_boxes, strong_view
 from .base import Batch
-from .crossmatch import Confident, Perturbation, perturbed, stack
+from .crossmatch import Perturbation, StreamTarget, perturbed, stack
 from .hstf import Hstf, HstfConfig, Target
 
 
@@ -45,7 +45,7 @@ class HstfCrossMatch(Hstf):
         s1, s2 = torch.where(box1[:, None], s1.flip(0), s1), torch.where(box2[:, None], s2.flip(0), s2)
         zx, z1, z2, ww, ws, sw, ss = self._streams(batch.x, batch.u, s1, s2)
         t1, t2 = target.mixed(box1), target.mixed(box2)
-        k1, k2 = (Confident.of(z, cfg.threshold, z.flip(0), box2) for z in (ww, ws))
+        k1, k2 = (StreamTarget.of(z, z.flip(0), box2, threshold=cfg.threshold) for z in (ww, ws))
         ip = (_dice(z1, t1) + _dice(z2, t2)) / 2
         tkd = (_dice(ww, target) + _dice(ws, target) + _dice(sw, t2) + _dice(ss, t2)) / 4
         dkd = (k1.loss(sw) + k2.loss(ss)) / 2
