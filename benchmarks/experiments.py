@@ -127,7 +127,7 @@ def base_settings(options: argparse.Namespace) -> Any:
 def size_of(settings: Any) -> dict[str, Any]:
     """What all rows of one file must have in common, as JSON has it."""
     names = ("spacing", "window", "width", "iterations", "network", "precision", "augmentation", "loop")
-    names += ("method_options",)
+    names += ("method_options", "cine") if settings.cine else ("method_options",)  # files without it stay what they are
     common = {name: getattr(settings, name) for name in names}
     return json.loads(json.dumps({"data": Path(settings.data[0]).name, **common}))
 

@@ -312,3 +312,14 @@ def test_charts_of_ablations() -> None:
     assert (eta.series[0].name, eta.series[0].x, eta.series[0].y) == ("10 labelled", (0.1, 0.3), (80.0, 90.0))
     assert perturbation.ticks == ["10"]
     assert [(series.name, series.y) for series in perturbation.series] == [("dropout", (90.0,)), ("alpha", (70.0,))]
+
+
+def test_more_unlabelled_frames_are_another_size() -> None:
+    """A file from before there was the choice goes on as it is."""
+    from experiments import size_of
+
+    from seg.train.settings import Settings
+
+    plain, cine = (size_of(Settings(("acdc",), "run", cine=cine)) for cine in (False, True))
+    assert "cine" not in plain
+    assert cine == plain | {"cine": True}
