@@ -63,7 +63,7 @@ def rows(text: str) -> list[list[str]]:
         ("ablations", ("hstf-attention",), 4),
         pytest.param("ablations", ("hstf-design",), 5, marks=pytest.mark.slow),
         pytest.param("ablations", ("hstf-statistics",), 3, marks=pytest.mark.slow),
-        pytest.param("ablations", ("hstf-backbones", "--network", "hstf_s"), 6, marks=pytest.mark.slow),
+        pytest.param("ablations", ("hstf-backbones", "--network", "hstf_t4"), 6, marks=pytest.mark.slow),
     ],
 )
 def test_smoke(script: str, arguments: tuple[str, ...], count: int) -> None:

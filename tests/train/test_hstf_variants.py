@@ -57,6 +57,18 @@ def test_crossmatch_trains_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
+def test_bf16_is_nearly_float32(name: str) -> None:
+    torch.manual_seed(0)
+    network, x = VARIANTS[name](width=8).eval(), torch.randn(1, 1, 32, 32, 48)
+    with torch.no_grad():
+        expected = network(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = network(x)
+    assert found.dtype == torch.bfloat16
+    assert float((found - expected).abs().max()) < 0.1 * float(expected.max() - expected.min())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
 def test_only_transformers_reach_far(name: str) -> None:
     torch.manual_seed(0)
     network = VARIANTS[name](width=4).eval()

@@ -131,8 +131,9 @@ class RotaryStage(PlainStage):
         size, axes = x.shape[1] // heads_of(x.shape[1]), x.dim() - 2
         pairs = size // (2 * axes)
         frequencies = ROTARY_BASE ** (-torch.arange(pairs, device=x.device) / pairs)
-        angles = _grid([torch.arange(n, device=x.device)[:, None] * frequencies for n in x.shape[2:]])
-        cos, sin = angles.cos(), angles.sin()  # (L, axes * pairs)
+        grid = torch.meshgrid(*(torch.arange(n, device=x.device) for n in x.shape[2:]), indexing="ij")
+        angles = (torch.stack(grid, dim=-1).flatten(0, -2)[..., None] * frequencies).flatten(1)  # (L, axes * pairs)
+        cos, sin = angles.cos(), angles.sin()
 
         def turned(q: Tensor) -> Tensor:
             c, s = cos.to(q.dtype), sin.to(q.dtype)
@@ -140,17 +141,6 @@ class RotaryStage(PlainStage):
             return torch.cat([a * c - b * s, a * s + b * c, rest], dim=-1)
 
         return turned
-
-
-def _grid(axes: Sequence[Tensor]) -> Tensor:
-    """What stands along each axis, (X, P), (Y, P), (Z, P) -> what stands at each voxel, (X Y Z, 3 P)."""
-    extents = [values.shape[0] for values in axes]
-    full = []
-    for axis, values in enumerate(axes):
-        shape = [1] * len(axes)
-        shape[axis] = extents[axis]
-        full.append(values.reshape(*shape, -1).expand(*extents, -1))
-    return torch.cat(full, dim=-1).flatten(0, -2)
 
 
 class InstanceNorm(nn.GroupNorm):
