@@ -2,36 +2,44 @@
 
 Of CrossMatch Tables 4 and 5 and Fig. 5 of its paper, and two more:
 
-
   eta            weight of the assistant against the teacher, 0.1 to 0.5     (Table 4)
   gap            between weak and strong feature perturbation, 0 to 0.75     (Table 5)
   perturbation   dropout, alpha dropout, feature alpha dropout               (Fig. 5)
   threshold      confidence from which a voxel of the teacher counts
   labels         number of labelled cases, beside supervised training on the same ones
 
-Of HSTF (its network: the same command with --network hstf, hstf_s or hstf2d, under another --name):
+Of HSTF, on V-Net, or with --network hstf, hstf_s or hstf2d under another --name:
 
   hstf-methods   supervised, CrossMatch, HSTF, HSTF with CrossMatch
   hstf-parts     from CrossMatch with HSTF's schedule to all parts, one more a row
   hstf-scale     consistency across scales: off, as augmentation alone, down, up, both
   hstf-rounds    of pseudo-labels: none, one, three; without cleaning, without stability in the quality
   hstf-weights   of voxels: none, a hard threshold, SoftMatch's
+  hstf-statistics  of batch norm for inference: from labelled and weak streams, from strong ones too, from scaled too
 
-Every row is a training with one option changed, scored as in accuracy.py; rows that two ablations have in common (the
-preset as it is) are trained once. Killed, it goes on where it was: the same command again.
+Of its network, whatever --network says (but --network hstf shares the row of the whole network with those above):
+
+  hstf-attention   the transformer, none, convolutions of as many weights, at the coarsest level alone
+  hstf-design      as it is, without positions, rotary positions, instance norm, nearest-neighbour upsampling
+  hstf-backbones   V-Net, HSTF-B and HSTF-S, each with supervision alone and with CrossMatch
+
+Every row is a training with one option or network changed, scored as in accuracy.py; rows that two ablations have in
+common (the preset as it is) are trained once. Killed, it goes on where it was: the same command again.
 
   python benchmarks/ablations.py eta --name hippocampus-800 --data hippocampus --labels 10 \\
       --window 32,48,32 --width 8 --iterations 800
   python benchmarks/ablations.py gap --name la-paper --data LA --labels 8 --window 112,112,80 --spacing 0.625 \\
       --width 16 --iterations 9000 --seeds 0
   python benchmarks/ablations.py perturbation --name la-paper --data LA --labels 4 8 16 ...
-  python benchmarks/ablations.py hstf-methods hstf-parts hstf-scale hstf-rounds hstf-weights --name hstf-hippocampus \
-      --data hippocampus --labels 10 --window 32,48,32 --width 8 --iterations 800
+  python benchmarks/ablations.py hstf-methods hstf-parts hstf-scale hstf-rounds hstf-weights hstf-statistics \\
+      --name hstf-hippocampus --data hippocampus --labels 10 --window 32,48,32 --width 8 --iterations 800
+  python benchmarks/ablations.py hstf-attention hstf-design hstf-backbones --network hstf --name hstf-networks ...
 """
 
 import argparse
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -65,6 +73,20 @@ PARTS = (
     ("+ pseudo-labels", "weights=threshold,curriculum=[1.0]"),
     ("+ voxel weights", "curriculum=[1.0]"),
 )
+ATTENTION = {"full": "hstf", "none": "hstf_identity", "convolutions": "hstf_conv", "T4 alone": "hstf_t4"}
+DESIGN = {
+    "as it is": "hstf",
+    "no positions": "hstf_noposition",
+    "rotary positions": "hstf_rope",
+    "instance norm": "hstf_instance",
+    "nearest + convolution": "hstf_nearest",
+}
+
+
+def networks(names: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """The whole method on each network."""
+    return tuple((name, f"{BOTH}@{network}") for name, network in names.items())
+
 
 ABLATIONS = {
     "eta": Ablation("Weight of the assistant, eta", "eta", (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)),
@@ -105,6 +127,24 @@ ABLATIONS = {
         None,
         methods=(*((v, f"{BOTH},weights={v}") for v in ("none", "threshold")), ("softmatch", BOTH)),
     ),
+    "hstf-statistics": Ablation(
+        "Batch norm's statistics for inference",
+        None,
+        methods=(
+            ("labelled and weak", f"{BOTH},strong_statistics=false"),
+            ("and strong", BOTH),
+            ("and scaled", f"{BOTH},scaled_statistics=true"),
+        ),
+    ),
+    "hstf-attention": Ablation("What the transformer gives", None, methods=networks(ATTENTION)),
+    "hstf-design": Ablation("Position, norm and upsampling", None, methods=networks(DESIGN)),
+    "hstf-backbones": Ablation(
+        "Networks by method",
+        None,
+        methods=tuple(
+            (name, name) for n in ("vnet", "hstf", "hstf_s") for name in (f"{BASELINE}@{n}", f"crossmatch:fast@{n}")
+        ),
+    ),
 }
 
 
@@ -127,42 +167,41 @@ def benchmark(options: argparse.Namespace) -> int:
     """Run the rows and print; 1 when one failed."""
     base = f"crossmatch:{options.preset}"
     settings = ex.base_settings(options)
-    dims = ex.dims_of(settings)
     results = ex.Results(
         options.results / f"ablations-{options.name}.json",
         {**ex.size_of(settings), "preset": options.preset},
-        partial(tables, base=base, dims=dims),
-        partial(panels, base=base, dims=dims),
+        partial(tables, base=base, network=settings.network),
+        partial(panels, base=base, network=settings.network),
     )
     rows = [
         ex.Row(method, labels, seed)
         for seed in options.seeds
         for name in options.ablations
         for labels in options.labels
-        for method in variants(ABLATIONS[name], base, dims).values()
+        for method in variants(ABLATIONS[name], base, settings.network).values()
     ]
     failed = ex.run(list(dict.fromkeys(rows)), results, settings, options)
     print(results.render())
     return 1 if failed else 0
 
 
-def variants(ablation: Ablation, base: str, dims: int = 3) -> dict[float | str, str]:
-    """Value -> method. The value that the preset has anyway is the preset itself."""
+def variants(ablation: Ablation, base: str, network: str = "vnet") -> dict[float | str, str]:
+    """Value -> method. The value that the preset has anyway is the preset itself; --network's is not named."""
     if ablation.methods:
-        return dict(ablation.methods)
+        return {value: method.removesuffix(f"@{network}") for value, method in ablation.methods}
     if ablation.option is None:
         return {BASELINE: BASELINE, base: base}
-    own = getattr(ex.config_of(base, dims), ablation.option)
+    own = getattr(ex.config_of(base, network), ablation.option)
     return {value: base if value == own else f"{base},{ablation.option}={value}" for value in ablation.values}
 
 
-def measured(rows: Rows, base: str, dims: int = 3) -> dict[str, dict[float | str, Rows]]:
+def measured(rows: Rows, base: str, network: str = "vnet") -> dict[str, dict[float | str, Rows]]:
     """Ablation -> value -> its rows, for those that compare at least two values."""
     found = {}
     for name, ablation in ABLATIONS.items():
         groups = {
             value: [row for row in rows if row["method"] == method]
-            for value, method in variants(ablation, base, dims).items()
+            for value, method in variants(ablation, base, network).items()
         }
         groups = {value: group for value, group in groups.items() if group}
         if len(groups) > 1:
@@ -170,10 +209,10 @@ def measured(rows: Rows, base: str, dims: int = 3) -> dict[str, dict[float | str
     return found
 
 
-def tables(rows: Rows, base: str, dims: int = 3) -> str:
+def tables(rows: Rows, base: str, network: str = "vnet") -> str:
     """A headed table for each ablation, with a line a value and number of labels."""
     text = []
-    for name, groups in measured(rows, base, dims).items():
+    for name, groups in measured(rows, base, network).items():
         lines = []
         for value, group in groups.items():
             shown = f"{value} (p {(1 - value) / 2:g} and {(1 + value) / 2:g})" if name == "gap" else str(value)  # type: ignore[operator]
@@ -183,12 +222,12 @@ def tables(rows: Rows, base: str, dims: int = 3) -> str:
     return "\n\n".join(text)
 
 
-def panels(rows: Rows, base: str, dims: int = 3) -> list[Any]:
+def panels(rows: Rows, base: str, network: str = "vnet") -> list[Any]:
     """Dice of each ablation: over its values where these are numbers, else over the numbers of labels."""
     from seg.train.chart import Panel
 
     found = []
-    for name, groups in measured(rows, base, dims).items():
+    for name, groups in measured(rows, base, network).items():
         title = f"{ABLATIONS[name].title}: Dice (%), mean and spread over seeds"
         labels = label_names([row for group in groups.values() for row in group])
         if all(isinstance(value, float) for value in groups):

@@ -5,7 +5,9 @@ final weights on the validation cases: no choice of a checkpoint, no post-proces
 failure (its distances are the image's diagonal). The table has the papers' columns, mean and spread (sample standard
 deviation) over seeds; `all` is the fully labelled row. Killed, it goes on where it was: the same command again.
 
-Methods are written NAME[:PRESET][,OPTION=VALUE...]: supervised, crossmatch:paper, crossmatch:fast,eta=0.1
+Methods are written NAME[:PRESET][@NETWORK][,OPTION=VALUE...]: supervised, crossmatch:paper, crossmatch:fast,eta=0.1,
+supervised@hstf; without a network that of --network is trained. What HSTF's transformer gives with supervision alone:
+--methods supervised@hstf supervised@hstf_identity supervised@hstf_conv
 
   python benchmarks/accuracy.py --name hippocampus-800 --data hippocampus --labels 10 20 all \\
       --window 32,48,32 --width 8 --iterations 800

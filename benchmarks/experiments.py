@@ -4,6 +4,9 @@ The results file is the checkpoint. A row is written as soon as its training is 
 trained again, and a training that was killed goes on from its own checkpoint in its run folder. Several processes may
 work on one file. It holds one size (data, window, width, iterations, ...): rows of different sizes are not comparable
 and are refused. Its table lies beside it as Markdown and as a chart.
+
+A row is written METHOD[:PRESET][@NETWORK][,OPTION=VALUE...], such as ``crossmatch:fast@hstf_s,eta=0.1``; without a
+network it trains that of --network.
 """
 
 import argparse
@@ -14,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import environment as env
 from seeds import ALL, Rows
@@ -28,7 +31,7 @@ class Row:
 
     Attributes
     ----------
-    method : name, preset and changed options, such as ``crossmatch:paper,eta=0.1``.
+    method : name, preset, network and changed options (see the module's docstring).
     labels : labelled cases, or ``all``.
     """
 
@@ -42,11 +45,21 @@ class Row:
         return f"{self.method.replace(':', '-').replace(',', '-')}_{self.labels}_seed{self.seed}"
 
 
-def parse_method(text: str) -> tuple[str, str | None, dict[str, Any]]:
-    """ "crossmatch:paper,eta=0.1" -> method, preset, options; values are JSON, or else strings."""
+class Recipe(NamedTuple):
+    """What a row trains; `preset` and `network` are None where it does not name one."""
+
+    method: str
+    preset: str | None
+    network: str | None
+    options: dict[str, Any]
+
+
+def parse_method(text: str) -> Recipe:
+    """ "crossmatch:paper@hstf,eta=0.1" -> its parts; values of options are JSON, or else strings."""
     head, _, changes = text.partition(",")
+    head, _, network = head.partition("@")
     name, _, preset = head.partition(":")
-    return name, preset or None, parse_options(changes)
+    return Recipe(name, preset or None, network or None, parse_options(changes))
 
 
 def parse_options(text: str) -> dict[str, Any]:
@@ -114,7 +127,7 @@ def base_settings(options: argparse.Namespace) -> Any:
 def size_of(settings: Any) -> dict[str, Any]:
     """What all rows of one file must have in common, as JSON has it."""
     names = ("spacing", "window", "width", "iterations", "network", "precision", "augmentation", "loop")
-    names += ("method_options",)
+    names += ("method_options", "cine") if settings.cine else ("method_options",)  # files without it stay what they are
     common = {name: getattr(settings, name) for name in names}
     return json.loads(json.dumps({"data": Path(settings.data[0]).name, **common}))
 
@@ -185,7 +198,7 @@ def run(rows: Sequence[Row], results: Results, settings: Any, options: argparse.
     from seg.infer.errors import SegError
 
     for method in {row.method for row in rows}:
-        config_of(method)  # a misspelled one should not be found after hours
+        config_of(method, settings.network)  # a misspelled one should not be found after hours
     failed = 0
     for number, row in enumerate(rows, 1):
         if results.has(row):
@@ -211,14 +224,15 @@ def train_row(row: Row, settings: Any, options: argparse.Namespace) -> dict[str,
     """One training through the product's own path, with its final weights on the validation cases."""
     from seg.train.job import train
 
-    method, preset, changes = parse_method(row.method)
+    recipe = parse_method(row.method)
     folder = options.runs / options.name / row.folder
     settings = replace(
         settings,
         output=str(folder),
-        method=method,
-        preset=preset,
-        method_options=settings.method_options | changes,
+        method=recipe.method,
+        preset=recipe.preset,
+        network=recipe.network or settings.network,
+        method_options=settings.method_options | recipe.options,
         labeled=None if row.labels == ALL else row.labels,
         seed=row.seed,
     )
@@ -230,7 +244,7 @@ def train_row(row: Row, settings: Any, options: argparse.Namespace) -> dict[str,
     return {
         **asdict(row),
         "labeled": len(split["labeled"]),
-        "unlabeled": len(split["unlabeled"]) if config_of(row.method).unlabeled_batch else 0,
+        "unlabeled": len(split["unlabeled"]) if config_of(row.method, settings.network).unlabeled_batch else 0,
         "mean": found["mean"]["foreground"],
         "classes": {label: metrics for label, metrics in found["mean"].items() if label != "foreground"},
         "unit": found["unit"],
@@ -239,32 +253,28 @@ def train_row(row: Row, settings: Any, options: argparse.Namespace) -> dict[str,
     }
 
 
-def config_of(text: str, dims: int = 3) -> Any:
-    """The method's configuration for networks of `dims` dimensions: defaults, preset, changes.
+def config_of(text: str, network: str = "vnet") -> Any:
+    """The method's configuration on the row's network, else on `network`: defaults, preset, changes.
 
     Raises
     ------
-    SystemExit : for an unknown method or preset, and for an option that does not exist or does not fit.
+    SystemExit : for an unknown method, preset or network, and for an option that does not exist or does not fit.
     """
     from seg.infer.errors import SegError
     from seg.train.methods import METHODS, PRESETS, default_options
+    from seg.train.networks import NETWORKS
     from seg.train.settings import override
 
-    method, preset, changes = parse_method(text)
+    method, preset, own, changes = parse_method(text)
     if method not in METHODS or (preset is not None and preset not in PRESETS.get(method, {})):
         raise SystemExit(f"{text}: choose from {', '.join(METHODS)} and their presets")
+    if (own or network) not in NETWORKS:
+        raise SystemExit(f"{own or network}: choose from the networks {', '.join(NETWORKS)}")
+    built: Any = NETWORKS[own or network]
     try:
-        return override(METHODS[method].Config(), default_options(method, preset, dims) | changes, text)
+        return override(METHODS[method].Config(), default_options(method, preset, built.dims) | changes, text)
     except SegError as error:
         raise SystemExit(str(error)) from None
-
-
-def dims_of(settings: Any) -> int:
-    """2 or 3: of the network."""
-    from seg.train.networks import NETWORKS
-
-    network: Any = NETWORKS[settings.network]
-    return int(network.dims)
 
 
 def make_small(options: argparse.Namespace, folder: Path) -> None:

@@ -60,6 +60,10 @@ def rows(text: str) -> list[list[str]]:
         ("models", (), 1),
         ("accuracy", (), 5),
         ("ablations", ("perturbation",), 3),
+        ("ablations", ("hstf-attention",), 4),
+        pytest.param("ablations", ("hstf-design",), 5, marks=pytest.mark.slow),
+        pytest.param("ablations", ("hstf-statistics",), 3, marks=pytest.mark.slow),
+        pytest.param("ablations", ("hstf-backbones", "--network", "hstf_t4"), 6, marks=pytest.mark.slow),
     ],
 )
 def test_smoke(script: str, arguments: tuple[str, ...], count: int) -> None:

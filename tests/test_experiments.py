@@ -135,6 +135,7 @@ def test_a_failing_row_is_told_and_does_not_stop_the_others(run: Run, tmp_path: 
     [
         ("crossmatch:best", "choose from supervised, ua_mt"),
         ("magic", "choose from supervised, ua_mt"),
+        ("supervised@magic", "choose from the networks vnet, unet2d"),
         ("supervised,ema", "'ema' is not NAME=VALUE"),
         ("crossmatch:paper,etta=0.1", "etta"),
         ("crossmatch:paper,eta=high", "eta is 'high'"),
@@ -193,10 +194,10 @@ def test_every_ablation_is_an_option_of_the_method() -> None:
     from experiments import config_of
 
     base = "crossmatch:paper"
-    for dims, ablation in product((2, 3), ABLATIONS.values()):
-        for value, method in variants(ablation, base, dims).items():
+    for network, ablation in product(("unet2d", "vnet"), ABLATIONS.values()):
+        for value, method in variants(ablation, base, network).items():
             if ablation.option is not None:
-                assert getattr(config_of(method, dims), ablation.option) == value
+                assert getattr(config_of(method, network), ablation.option) == value
     eta = variants(ABLATIONS["eta"], base)
     assert list(eta) == [0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5]
     assert eta[0.3] == base
@@ -207,17 +208,74 @@ def test_every_ablation_is_an_option_of_the_method() -> None:
 
 
 def test_every_row_of_hstfs_ablations_can_be_trained() -> None:
-    """Each names options that exist, and rows of one table differ."""
+    """Each names options and networks that exist, and rows of one table differ."""
     from ablations import ABLATIONS, variants
-    from experiments import config_of
+    from experiments import config_of, parse_method
 
     tables = {name: variants(ablation, "crossmatch:paper") for name, ablation in ABLATIONS.items() if ablation.methods}
-    assert list(tables) == ["hstf-methods", "hstf-parts", "hstf-scale", "hstf-rounds", "hstf-weights"]
+    assert list(tables) == [
+        *("hstf-methods", "hstf-parts", "hstf-scale", "hstf-rounds", "hstf-weights", "hstf-statistics"),
+        *("hstf-attention", "hstf-design", "hstf-backbones"),
+    ]
     for methods in tables.values():
-        configs = [(method.split(":")[0].split(",")[0], config_of(method)) for method in methods.values()]
+        recipes = [parse_method(method) for method in methods.values()]
+        rows = zip(recipes, map(config_of, methods.values()), strict=True)
+        configs = [(recipe.method, recipe.network, config) for recipe, config in rows]
         assert len(configs) > 2
         assert all(a != b for n, a in enumerate(configs) for b in configs[:n])
     assert config_of(tables["hstf-rounds"]["none"]).rounds == ()
+    statistics = {v: config_of(row) for v, row in tables["hstf-statistics"].items()}
+    assert {v: (c.strong_statistics, c.scaled_statistics) for v, c in statistics.items()} == {
+        "labelled and weak": (False, False),
+        "and strong": (True, False),
+        "and scaled": (True, True),
+    }
+
+
+def test_ablations_of_the_network_have_every_variant_once() -> None:
+    from ablations import ABLATIONS, variants
+    from experiments import parse_method
+
+    from seg.train.networks.hstf_variants import VARIANTS
+
+    shared = ("hstf-attention", "hstf-design")
+    rows = [method for name in shared for method in variants(ABLATIONS[name], "crossmatch:paper").values()]
+    assert {parse_method(row)[0] for row in rows} == {"hstf_crossmatch"}
+    assert sorted(row.partition("@")[2] for row in rows) == sorted(["hstf", "hstf", *VARIANTS])
+    own = [variants(ABLATIONS[name], "crossmatch:paper", "hstf") for name in (*shared, "hstf-methods")]
+    assert own[0]["full"] == own[1]["as it is"] == own[2]["hstf_crossmatch"] == "hstf_crossmatch"  # one training
+    backbones = variants(ABLATIONS["hstf-backbones"], "crossmatch:paper", "hstf_s").values()
+    assert sorted(backbones) == sorted(
+        method + network for method in ("supervised", "crossmatch:fast") for network in ("@vnet", "@hstf", "")
+    )
+
+
+def test_a_row_may_name_its_network() -> None:
+    from experiments import Row, config_of, parse_method
+
+    assert parse_method("crossmatch:fast@hstf_s,eta=0.1") == ("crossmatch", "fast", "hstf_s", {"eta": 0.1})
+    assert parse_method("supervised@hstf") == ("supervised", None, "hstf", {})
+    assert parse_method("supervised") == ("supervised", None, None, {})
+    names = ["supervised", "supervised@hstf", "supervised@hstf_s", "crossmatch:fast@hstf", "crossmatch:fast,eta=0.1"]
+    assert len({Row(name, 2, 0).folder for name in names}) == len(names)
+    flat, volumes = config_of("crossmatch:paper@unet2d", "vnet"), config_of("crossmatch:paper@vnet", "unet2d")
+    assert (flat, volumes) == (config_of("crossmatch:paper", "unet2d"), config_of("crossmatch:paper"))
+    assert flat != volumes
+
+
+def test_rows_are_trained_on_their_own_network(run: Run, tmp_path: Path) -> None:
+    flags = ("--methods", "supervised", "supervised@hstf_identity", "--iterations", "1", "--seeds", "0")
+    status, out, err = run("accuracy", *flags)
+    assert status == 0, err
+    assert "| supervised@hstf_identity | 2 | 0 |" in out
+    found = {
+        path.parent.name: json.loads(path.read_text())["network"] for path in (tmp_path / "t").glob("*/config.json")
+    }
+    assert {name: network["name"] for name, network in found.items()} == {
+        "supervised_2_seed0": "vnet",
+        "supervised@hstf_identity_2_seed0": "hstf_identity",
+    }
+    assert {network["width"] for network in found.values()} == {2}
 
 
 def test_ablations_share_their_common_row(run: Run, tmp_path: Path) -> None:
@@ -254,3 +312,14 @@ def test_charts_of_ablations() -> None:
     assert (eta.series[0].name, eta.series[0].x, eta.series[0].y) == ("10 labelled", (0.1, 0.3), (80.0, 90.0))
     assert perturbation.ticks == ["10"]
     assert [(series.name, series.y) for series in perturbation.series] == [("dropout", (90.0,)), ("alpha", (70.0,))]
+
+
+def test_more_unlabelled_frames_are_another_size() -> None:
+    """A file from before there was the choice goes on as it is."""
+    from experiments import size_of
+
+    from seg.train.settings import Settings
+
+    plain, cine = (size_of(Settings(("acdc",), "run", cine=cine)) for cine in (False, True))
+    assert "cine" not in plain
+    assert cine == plain | {"cine": True}

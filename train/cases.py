@@ -1,6 +1,7 @@
 """The cases of a training folder: which scans it has, and which of them have a label.
 
-Looks at names only: no scan is opened here (`facts` does that). Layouts understood, each with `.nii` or `.nii.gz`:
+Looks at names, and of ACDC's cines at headers: no scan is read here (`facts` does that). Layouts understood, each with
+`.nii` or `.nii.gz`:
 
 * ``images/`` and ``labels/``, same file name in both; no label file = unlabelled;
 * ``labeled/`` and ``unlabeled/``: ``labeled/`` holds ``images/`` + ``labels/``, or ``X.nii.gz`` beside
@@ -45,6 +46,7 @@ class Case:
     label : path of the label, or None.
     patient : group key, `patient_of(id)`: cases of one patient never stand on both sides of a split.
     source : the folder it came from, as typed.
+    frame : of a cine, the volume in the 4-D file, counted from 0; None where the case has files of its own.
     """
 
     id: str
@@ -52,6 +54,7 @@ class Case:
     label: str | None
     patient: str
     source: str
+    frame: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,15 +84,20 @@ def refusal(
     return SegError(f"E-DATA-{code}", exit, path, found, fix, expected)
 
 
-def discover(folders: Sequence[str]) -> Dataset:
+def discover(folders: Sequence[str], cine: bool = False) -> Dataset:
     """Unite the cases of one or more data folders.
+
+    Parameters
+    ----------
+    cine : frames of ACDC's cines that are neither end diastole nor end systole are unlabelled cases.
 
     Raises
     ------
     SegError
         E-DATA-MISSING (no such folder), E-DATA-LAYOUT (no known layout, or no scan), E-DATA-CASES (label without image,
         image without label under ``labeled/``, an id met twice, missing channels: all listed), E-DATA-JSON,
-        E-DATA-LABELS and E-DATA-CHANNELS (folders that contradict each other).
+        E-DATA-LABELS and E-DATA-CHANNELS (folders that contradict each other), E-DATA-CINE (asked for, and there is
+        none), and what `layouts.public_layout` raises.
     """
     cases: list[Case] = []
     problems: list[str] = []
@@ -97,7 +105,7 @@ def discover(folders: Sequence[str]) -> Dataset:
     labels: dict[int, str] | None = None
     channels: tuple[str, ...] | None = None
     for folder in folders:
-        public = None if any(_pools(folder)) else public_layout(folder)
+        public = None if any(_pools(folder)) else public_layout(folder, cine)
         cases += _read_folder(folder, problems, notes) if public is None else _cases_of(public, folder)
         here_labels, here_channels = _dataset_json(os.path.join(folder, "dataset.json"), notes)
         if public is not None:
@@ -107,6 +115,9 @@ def discover(folders: Sequence[str]) -> Dataset:
         if channels and here_channels and len(channels) != len(here_channels):
             raise refusal("CHANNELS", folder, f"channels {here_channels}", "train on one of them", f"{channels}")
         labels, channels = labels or here_labels, channels or here_channels
+    if cine and all(case.frame is None for case in cases):
+        fix = "leave cine out of the settings"
+        raise refusal("CINE", folders[0], "no patient with a 4-D cine", fix, "patientNNN/patientNNN_4d.nii.gz")
     paths = defaultdict(list)
     for case in cases:
         paths[case.id].append(case.images[0])
@@ -122,7 +133,7 @@ def discover(folders: Sequence[str]) -> Dataset:
 
 
 def _cases_of(public: Found, folder: str) -> list[Case]:
-    return [Case(name, images, label, patient, folder) for name, images, label, patient in public.cases]
+    return [Case(e.id, e.images, e.label, e.patient, folder, e.frame) for e in public.cases]
 
 
 def _read_folder(folder: str, problems: list[str], notes: list[str]) -> list[Case]:

@@ -174,9 +174,12 @@ def _sides(split: Split) -> list[Finding]:
 
 
 def _copies(split: Split, facts: Mapping[str, CaseFacts]) -> list[Finding]:
-    """The same scan under two names: an error when the two have different roles, else a warning."""
+    """The same scan under two names: an error when the two have different roles, else a warning.
+
+    Frames of a cine are alike, and of one patient: they are no copies.
+    """
     role = {case.id: name for name in ("labeled", "unlabeled", "val") for case in getattr(split, name)}
-    image = {case.id: case.images[0] for name in (split.labeled, split.unlabeled, split.val) for case in name}
+    by_id = {case.id: case for name in (split.labeled, split.unlabeled, split.val) for case in name}
     ids = sorted(facts)
     thumbs = np.array([np.frombuffer(base64.b64decode(facts[i].thumbnail), "<i2") for i in ids], np.float32)
     thumbs = thumbs.reshape(len(ids), -1)
@@ -185,10 +188,13 @@ def _copies(split: Split, facts: Mapping[str, CaseFacts]) -> list[Finding]:
     for row, one in enumerate(ids):
         alike = row + 1 + np.flatnonzero(thumbs[row + 1 :] @ thumbs[row] > SAME_SCAN)
         for other in (ids[int(i)] for i in alike):
+            a, b = by_id[one], by_id[other]
+            if a.patient == b.patient and (a.frame, b.frame) != (None, None):
+                continue
             same = facts[one].sha256 == facts[other].sha256
-            text = f"{'the same voxels' if same else 'nearly the same image'} as {image[one]}"
+            text = f"{'the same voxels' if same else 'nearly the same image'} as {a.images[0]}"
             if role[one] == role[other]:
-                found.append(Finding("warning", "W-DATA-COPY", image[other], f"{text}, both {role[one]}"))
+                found.append(Finding("warning", "W-DATA-COPY", b.images[0], f"{text}, both {role[one]}"))
             else:
-                found.append(_error("COPY", image[other], f"{text}, which is {role[one]}, this is {role[other]}"))
+                found.append(_error("COPY", b.images[0], f"{text}, which is {role[one]}, this is {role[other]}"))
     return found

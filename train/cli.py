@@ -89,10 +89,12 @@ def _refuse_flags(names: set[str], text: str) -> None:
 def _refuse_unknown(settings: Any) -> None:
     from .methods import METHODS
     from .networks import NETWORKS
+    from .networks.hstf_variants import VARIANTS
 
     for flag, value, table in (("--method", settings.method, METHODS), ("--network", settings.network, NETWORKS)):
         if value not in table:
-            raise typer.BadParameter(f"{flag} {value}: choose from {', '.join(table)}")
+            usual = ", ".join(name for name in table if name not in VARIANTS)
+            raise typer.BadParameter(f"{flag} {value}: choose from {usual}")
 
 
 def _train(settings: Any, resume: bool, quiet: bool) -> None:

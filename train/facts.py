@@ -110,7 +110,8 @@ def read_facts(case: Case, channels: int) -> tuple[CaseFacts | None, list[SegErr
     for path in [*case.images, *([case.label] if case.label else [])]:
         wanted = channels if len(case.images) == 1 and path != case.label else 1
         try:
-            scan = nifti.read(path, nonfinite="refuse", channels=wanted)
+            frame = case.frame if path != case.label else None
+            scan = nifti.read(path, nonfinite="refuse", channels=wanted, volume=frame)
             volumes.append(scan.volume)
             size_known = size_known and (path == case.label or scan.header.size_known)
         except SegError as error:

@@ -94,7 +94,7 @@ def prepare_job(
     ------
     SegError : E-DATA-* for anything that makes the training meaningless.
     """
-    dataset = discover(settings.data)
+    dataset = discover(settings.data, settings.cine)
     split = choose_split(dataset, settings.labeled, settings.split, settings.seed)
     for note in (*dataset.notes, *split.notes):
         say(f"note: {printable(note)}")

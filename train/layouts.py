@@ -4,9 +4,9 @@
   four channels in this order; the mask values 0, 1, 2, 4 stay as they are in masks (see `ModelSpec.label_values`).
 * LiTS: ``volume-N.nii`` and ``segmentation-N.nii``, in one folder or several (batches); liver and tumour. CT is clipped
   to a window and scaled by fixed numbers, which the plan takes from the labelled voxels.
-* ACDC: ``patientNNN/Info.cfg`` names the frames of end diastole and end systole; ``patientNNN_frameFF.nii.gz`` are
-  cases, with ``_gt`` for those that have a label. The 4-D cine itself is not read: its other phases have no label and,
-  as one file, no single grid of voxels.
+* ACDC: ``patientNNN/Info.cfg`` names the frames of end diastole and end systole, counted from 1;
+  ``patientNNN_frameFF.nii.gz`` are cases, with ``_gt`` for those that have a label. A frame without a file of its own
+  is taken from the cine ``patientNNN_4d.nii.gz``; on request the cine's other frames are cases too, without a label.
 
 Folders that hold none of these are not looked at further.
 """
@@ -15,8 +15,11 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 from seg.infer.errors import Exit, SegError
+from seg.infer.nifti import inspect
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 BRATS_LABELS = {0: "background", 1: "necrotic core", 2: "oedema", 4: "enhancing tumour"}
@@ -27,7 +30,14 @@ _NIFTI = re.compile(r"(.+?)\.nii(\.gz)?")
 _LITS = re.compile(r"(volume|segmentation)-(\d+)")
 
 
-Entry = tuple[str, tuple[str, ...], str | None, str]  # id, images, label, patient
+class Entry(NamedTuple):
+    """What a `cases.Case` has, but for its source."""
+
+    id: str
+    images: tuple[str, ...]
+    label: str | None
+    patient: str
+    frame: int | None = None
 
 
 @dataclass(frozen=True)
@@ -39,14 +49,19 @@ class Found:
     channels: tuple[str, ...]
 
 
-def public_layout(folder: str) -> Found | None:
+def public_layout(folder: str, cine: bool = False) -> Found | None:
     """The data set that a folder holds, or None.
+
+    Parameters
+    ----------
+    cine : of ACDC, the frames that no phase is named for are cases too.
 
     Raises
     ------
-    SegError : E-DATA-CASES when it is one of them and files are missing; E-DATA-INFO for an unreadable Info.cfg.
+    SegError : E-DATA-CASES when it is one of them and files or frames are missing; E-DATA-INFO for an unreadable
+        Info.cfg; and what `nifti.inspect` raises for a cine.
     """
-    for read in (_brats, _lits, _acdc):
+    for read in (_brats, _lits, partial(_acdc, cine=cine)):
         if (found := read(folder)) is not None:
             return found
     return None
@@ -61,7 +76,7 @@ def _brats(folder: str) -> Found | None:
         missing = [m for m in MODALITIES if f"{name}_{m}" not in files]
         problems += [f"{name} has no {m}" for m in missing]
         images = tuple(files[f"{name}_{m}"] for m in MODALITIES if m not in missing)
-        cases.append((name, images, files.get(f"{name}_seg"), name))
+        cases.append(Entry(name, images, files.get(f"{name}_seg"), name))
     return _found(folder, cases, problems, BRATS_LABELS, MODALITIES)
 
 
@@ -72,23 +87,32 @@ def _lits(folder: str) -> Found | None:
             if match := _LITS.fullmatch(name):
                 (images if match[1] == "volume" else labels)[int(match[2])] = path
     problems = [f"segmentation-{n} has no volume" for n in sorted(labels.keys() - images.keys())]
-    cases: list[Entry] = [(f"volume-{n}", (images[n],), labels.get(n), f"volume-{n}") for n in sorted(images)]
+    cases = [Entry(f"volume-{n}", (images[n],), labels.get(n), f"volume-{n}") for n in sorted(images)]
     return _found(folder, cases, problems, LITS_LABELS, ("CT",))
 
 
-def _acdc(folder: str) -> Found | None:
+def _acdc(folder: str, cine: bool) -> Found | None:
     cases, problems = list[Entry](), list[str]()
     for place, files in _folders(folder, depth=2):
         info = os.path.join(place, "Info.cfg")
         if not os.path.isfile(info):
             continue
         patient = os.path.basename(place)
-        for number in sorted(_phases(info)):
-            name = f"{patient}_frame{number:02d}"
-            if name not in files:
-                problems.append(f"{name}, which Info.cfg names, is not there")
-            else:
-                cases.append((name, (files[name],), files.get(f"{name}_gt"), patient))
+        names = {number: f"{patient}_frame{number:02d}" for number in sorted(_phases(info))}
+        missing = {number: name for number, name in names.items() if name not in files}
+        cases += [Entry(n, (files[n],), files.get(f"{n}_gt"), patient) for n in names.values() if n in files]
+        if (film := files.get(f"{patient}_4d")) is None:
+            problems += [f"{name}, which Info.cfg names, is not there" for name in missing.values()]
+        elif missing or cine:
+            frames = inspect(film).channels
+            if frames == 1:
+                problems.append(f"{os.path.basename(film)} is no cine: it has one frame")
+                continue
+            problems += [f"{name} is not there, and {os.path.basename(film)} has the frames 1 to {frames}"
+                         for number, name in missing.items() if not 1 <= number <= frames]  # fmt: skip
+            others = {n: f"{patient}_frame{n:02d}" for n in range(1, frames + 1) if n not in names} if cine else {}
+            cases += [Entry(name, (film,), files.get(f"{name}_gt") if number in names else None, patient, number - 1)
+                      for number, name in (missing | others).items()]  # fmt: skip
     return _found(folder, cases, problems, ACDC_LABELS, ("MR",))
 
 

@@ -19,7 +19,7 @@ from .sampling import Sample
 
 def load_volume(case: Case) -> Volume:
     """The case's channels as one volume, on the first channel's grid (the data check has compared the grids)."""
-    volumes = [read(path, channels=1).volume for path in case.images]
+    volumes = [read(path, channels=1, volume=case.frame).volume for path in case.images]
     if len(volumes) == 1:
         return volumes[0]
     return Volume(np.concatenate([v.intensities() for v in volumes]), volumes[0].affine)

@@ -27,6 +27,7 @@ class Settings:
     labels : names of the classes in the order of their values, background first, where dataset.json does not tell.
     tiling : "free", or "window" for networks that must not see tiles larger than in training; None: the network's.
     distill : the teacher, a run or an artifact; makes the method "distill".
+    cine : of ACDC, all frames of the 4-D cines without a label are unlabelled cases.
     license : under which the weights may be used, for the model card.
     validate_every : steps between validations; 0 validates at the end alone, None plans it.
     method_options, augmentation, loop : overrides of `Method.Config`, `WeakAugmentation`, `LoopConfig` by field name.
@@ -52,6 +53,7 @@ class Settings:
     labels: tuple[str, ...] | None = None
     tiling: Literal["free", "window"] | None = None
     distill: str | None = None
+    cine: bool = False
     license: str | None = None
     method_options: dict[str, Any] = field(default_factory=dict)
     augmentation: dict[str, Any] = field(default_factory=dict)

@@ -75,7 +75,7 @@ def _from_split(dataset: Dataset, split: Mapping[str, list[str]], path: str, lab
         by_key[case.patient].add(case)
     if unknown := sorted({i for ids in split.values() for i in ids} - by_key.keys()):
         raise refusal("SPLIT", path, f"{len(unknown)} unknown ids: {', '.join(unknown)}", "remove or correct them")
-    roles = {key: set[Case]().union(*(by_key[i] for i in ids)) for key, ids in split.items()}
+    roles = {key: set[Case]().union(*(_named(by_key[i], i, key) for i in ids)) for key, ids in split.items()}
     val, aside, unlabeled = (roles.get(key, set()) for key in ("val", "test", "unlabeled"))
     train = set[Case]().union(*(cases for key, cases in roles.items() if key not in ("val", "test")))
     _refuse_overlap(train, val | aside, path)
@@ -98,16 +98,27 @@ def _from_split(dataset: Dataset, split: Mapping[str, list[str]], path: str, lab
 
     own = {c.source for c in dataset.cases if os.path.join(c.source, "splits.json") == path}
     own = own or {c.source for c in train | val | aside}  # a --split FILE speaks for every folder it names a case of
+    named = {case.patient for case in train | val | aside}
+    passed = {case.patient for case in dataset.cases if case.label and case.source in own} - named
     spare: set[Case] = set()
     for case in set(dataset.cases) - train - val - aside:
-        if case.source not in own and case.label:
+        if case.frame is not None and case.patient in passed:
+            spare.add(case)  # a cine is passed over with its patient's labels
+        elif case.source not in own and case.label:
             wanted = wanted | {case}
         elif case.source not in own or (case.label is None and "unlabeled" not in split):
             unlabeled = unlabeled | {case}
         else:
             spare.add(case)
-    notes = [f"the split does not name {len(spare)} cases: {_ids(spare)}"] if spare else []
+    notes = [f"the split does not name {len(spare)} cases: {_few(spare)}"] if spare else []
     return _assemble({c for c in wanted if c.label}, train | wanted | unlabeled, val, aside, notes=notes, path=path)
+
+
+def _named(cases: set[Case], key: str, role: str) -> set[Case]:
+    """The cases of a case id or patient id. Where a role needs labels, a patient's name leaves out a cine's others."""
+    if role in ("train", "unlabeled"):
+        return cases
+    return {case for case in cases if case.label or case.frame is None or case.id == key} or cases
 
 
 def _hold_out(dataset: Dataset, labeled: int | None, seed: int) -> Split:
@@ -131,7 +142,7 @@ def _assemble(
     """Leave out training cases whose patient is held out, hide labels, sort."""
     held = {case.patient for case in val | aside}
     if dropped := {case for case in train if case.patient in held}:
-        notes = [*notes, f"left out, their patients are held out: {_ids(dropped)}"]
+        notes = [*notes, f"left out, their patients are held out: {_few(dropped)}"]
     wanted = wanted - dropped
     if not wanted or not val:
         found = "no labelled training case" if not wanted else "no validation case"
@@ -161,6 +172,12 @@ def _first_patients(cases: set[Case], count: int, seed: int) -> set[Case]:
 def _shuffled(patients: Iterable[str], seed: int, use: str) -> list[str]:
     """Sorted by a hash, so that a new patient does not reorder the others and smaller choices nest in larger ones."""
     return sorted(patients, key=lambda p: hashlib.sha256(f"{use}:{seed}:{p}".encode()).digest())
+
+
+def _few(cases: set[Case]) -> str:
+    """The first of many ids: cines have tens of frames each."""
+    ids = sorted(case.id for case in cases)
+    return ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
 
 
 def _ids(cases: Iterable[Case]) -> str:

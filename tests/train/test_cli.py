@@ -86,6 +86,12 @@ def test_bad_flags_exit_2(run: Run, data: Path, tmp_path: Path, flags: list[str]
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+def test_networks_of_ablations_are_not_offered(run: Run, data: Path, tmp_path: Path) -> None:
+    text = run(data, "-o", tmp_path / "run", "--network", "magic")[1]
+    assert "choose from vnet, unet2d, hstf, hstf_s, hstf2d" in " ".join(text.replace("│", " ").split())
+    assert "hstf_identity" not in text
+
+
 @pytest.mark.parametrize(
     ("toml", "found"),
     [

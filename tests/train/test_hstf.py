@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 from tiny import make_batch
-from torch import Tensor
+from torch import Tensor, nn
 
-from seg.train.methods import METHODS, Batch
+from seg.train.methods import METHODS, Batch, hstf, hstf_crossmatch
 from seg.train.methods.hstf import Hstf, distribution_loss
+from seg.train.methods.passes import in_one, in_two
 from seg.train.networks.hstf import Hstf2d
 from seg.train.networks.vnet import VNet
 
@@ -80,6 +81,37 @@ def test_scaled_passes_leave_running_statistics_alone() -> None:
     losses(plain)
     assert torch.equal(found[False], plain.student.state_dict()["encoder.0.1.running_mean"])
     assert not torch.equal(found[True], found[False])
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_strong_streams_may_leave_running_statistics_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then these do not depend on strong views at all, while the streams still learn; else they do."""
+
+    def statistics(strong: bool, view: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        for module in (hstf, hstf_crossmatch):
+            monkeypatch.setattr(module, "strong_view", lambda u, _: u * view)
+        method = build(name, csc="off", strong_statistics=strong)
+        found = losses(method)
+        return {k: v.clone() for k, v in method.student.named_buffers() if "running" in k}, found
+
+    (one, first), (other, second) = (statistics(False, view) for view in (1.0, 3.0))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[k], other[k]) for k in one)
+    term = "pseudo" if name == "hstf" else "image"
+    assert not torch.equal(first[term], second[term])
+    (one, _), (other, _) = (statistics(True, view) for view in (1.0, 3.0))
+    assert not any(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_passes_keep_the_order_of_streams() -> None:
+    """Apart, each group is normalised by its own statistics; without a norm both ways are the same."""
+    torch.manual_seed(0)
+    part, streams = nn.Conv3d(1, 2, 1), [[torch.randn(n, 1, 2, 2, 2)] for n in (1, 3, 2, 1)]
+    whole = in_one(lambda levels: [part(levels[0])], streams)
+    apart = in_two(part, lambda levels: [part(levels[0])], streams, [2, 0])
+    assert [len(stream[0]) for stream in whole] == [1, 3, 2, 1]
+    for a, b in zip(whole, apart, strict=True):
+        torch.testing.assert_close(a[0], b[0])
 
 
 def test_targets_are_fused_with_the_bank() -> None:

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from seg.train.methods import METHODS
 from seg.train.networks import NETWORKS, build_network
 from seg.train.networks.hstf import Hstf, Hstf2d, HstfSmall, attention_parameters
+from seg.train.networks.hstf_variants import VARIANTS
 from seg.train.optim import build_optimizer, learning_rate, set_rate
 from seg.train.step import Step
 
@@ -98,4 +99,5 @@ def test_tiles_are_windows_unless_measured() -> None:
         "hstf": "window",
         "hstf_s": "window",
         "hstf2d": "window",
+        **dict.fromkeys(VARIANTS, "window"),
     }

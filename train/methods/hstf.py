@@ -20,16 +20,14 @@ windows for one size. Half of the labelled windows are seen scaled, since all wo
 SoftMatch's averages start from what is seen, not from constants: short runs would not forget these.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..ema import Ema
 from ..losses import soft_dice, supervised_loss
@@ -40,6 +38,7 @@ from ..ramp import ramped
 from ..strong import cutmix_boxes, strong_view
 from ..zoom import Zoom
 from .base import Batch, Method, MethodConfig, pointwise
+from .passes import Part, Stream, in_one, in_two, kept_statistics
 
 FEATURE_LEVEL = 3  # the first token stage of the hybrid
 
@@ -72,6 +71,7 @@ class HstfConfig(MethodConfig):
     up_share: float = 0.25
     scaled_labeled: int = 2  # labelled windows in the scaled pass
     scaled_statistics: bool = False  # whether scaled passes move batch norm's running statistics
+    strong_statistics: bool = True  # whether strongly perturbed streams do; they have a pass of their own if not
     rounds: tuple[float, ...] = (0.22, 0.44, 0.72)  # () keeps no bank
     stability: bool = True  # quality asks earlier states of the teacher too
     scales: tuple[float, ...] = (1.0, 0.75)
@@ -199,9 +199,15 @@ class Hstf(Method):
         if self.config.cutmix:
             box = cutmix_boxes(len(strong), strong.shape[2:], batch.generator)
             strong, target = torch.where(box[:, None], strong.flip(0), strong), target.mixed(box)
-        labeled, unlabeled = self.student(torch.cat([batch.x, strong])).split([len(batch.x), len(strong)])
+        (labeled,), (unlabeled,) = self._passes(lambda levels: [self.student(levels[0])], [[batch.x], [strong]], [0])
         loss = distribution_loss(unlabeled, target.probability, target.weight)
         return labeled, {"pseudo": self.config.pseudo_weight * loss}
+
+    def _passes(self, run: Part, streams: Sequence[Stream], calm: Sequence[int]) -> list[Stream]:
+        """Streams through a part of the student; `calm` are those that are not strongly perturbed."""
+        if self.config.strong_statistics:
+            return in_one(run, streams)
+        return in_two(self.student, run, streams, calm)
 
     def _scaled(self, batch: Batch, target: Target, features: Tensor) -> dict[str, Tensor]:
         """What the student loses at another scale: "supervised", "scale", "feature"; empty when switched off."""
@@ -213,7 +219,7 @@ class Hstf(Method):
         u = batch.u if cfg.csc != "augment" else batch.u[:0]
         if labeled + len(u) == 0:
             return {}
-        with _kept_statistics(self.student, not cfg.scaled_statistics):
+        with kept_statistics(self.student, not cfg.scaled_statistics):
             levels = net.encode(zoom.image(torch.cat([batch.x[:labeled], u])))
             logits = net.decode(levels, head_dropout=False)
         zx, zu = logits.split_with_sizes([labeled, len(u)])
@@ -291,17 +297,3 @@ def distribution_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     p = log_p.exp()
     dice = [soft_dice(p[:, k], target[:, k], weight) for k in range(1, p.shape[1])]
     return 0.5 * (mean + torch.stack(dice).mean())
-
-
-@contextmanager
-def _kept_statistics(network: nn.Module, keep: bool) -> Iterator[None]:
-    """Batch norm with the batch's statistics, the running ones left as they are."""
-    norms = [part for part in network.modules() if isinstance(part, _BatchNorm)] if keep else []
-    momenta: list[Any] = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum

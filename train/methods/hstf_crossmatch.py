@@ -15,7 +15,7 @@ from torch import Tensor
 from ..losses import dice_loss
 from ..strong import cutmix_boxes, strong_view
 from .base import Batch
-from .crossmatch import Perturbation, StreamTarget, perturbed, stack
+from .crossmatch import Perturbation, StreamTarget, perturbed
 from .hstf import Hstf, HstfConfig, Target
 
 
@@ -56,15 +56,13 @@ class HstfCrossMatch(Hstf):
         }
 
     def _streams(self, x: Tensor, u: Tensor, s1: Tensor, s2: Tensor) -> tuple[Tensor, ...]:
-        """Logits x, s1, s2, ww, ws, sw, ss in one encoder and one decoder pass."""
-        net, n, m = self._network, len(x), len(u)
+        """Logits x, s1, s2, ww, ws, sw, ss. Calm are x and u in the encoder, x and ww in the decoder."""
+        net, kind = self._network, self.config.perturbation
         rates = (1 - self.config.gap) / 2, (1 + self.config.gap) / 2
-        levels = net.encode(torch.cat([x, u, s1, s2]))
-        fx, fu, f1, f2 = zip(*(level.split_with_sizes([n, m, m, m]) for level in levels), strict=True)
-        kind = self.config.perturbation
+        fx, fu, f1, f2 = self._passes(lambda levels: net.encode(levels[0]), [[x], [u], [s1], [s2]], [0, 1])
         streams = [fx, f1, f2, *(perturbed(f, p, kind, net.dims) for f in (fu, f2) for p in rates)]
-        logits = net.decode(stack(streams), head_dropout=False)
-        return logits.split_with_sizes([n, m, m, m, m, m, m])
+        found = self._passes(lambda levels: [net.decode(levels, head_dropout=False)], streams, [0, 3])
+        return tuple(logits for (logits,) in found)
 
 
 def _dice(logits: Tensor, target: Target) -> Tensor:

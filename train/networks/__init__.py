@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from .hstf import Hstf, Hstf2d, HstfSmall
+from .hstf_variants import VARIANTS
 from .unet import UNet2d
 from .vnet import Up, VNet
 
@@ -61,6 +62,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "hstf": Hstf,
     "hstf_s": HstfSmall,
     "hstf2d": Hstf2d,
+    **VARIANTS,
 }
 
 

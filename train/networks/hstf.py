@@ -14,7 +14,7 @@ Convolutions before batch norm have no bias, which the norm would take away agai
 (bottleneck and head), so that a method's setting fits every network.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,7 @@ from .vnet import Up
 HEAD_DIM = 32  # channels of an attention head, as near as the width allows
 BLOCKS = 4  # transformer blocks of each token stage
 LAYER_SCALE, DROP_PATH = 0.1, 0.2  # at the last block; the first has none
+Turn = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -75,18 +76,12 @@ class Hstf(nn.Module):
             down = _unit(_conv(dims)(widths[k - 1], widths[k], 2, stride=2, bias=False), dims)
             stem.append(nn.Sequential(down, _stage(dims, widths[k], widths[k], depths[k])))
         self.stem = nn.ModuleList(stem)
-        self.embed = nn.ModuleList(
-            [
-                _unit(_conv(dims)(widths[2], widths[3], 3, stride=2, padding=1, bias=False), dims),
-                _unit(_conv(dims)(widths[3], widths[4], 2, stride=2, bias=False), dims),
-            ]
-        )
+        third = _unit(_conv(dims)(widths[2], widths[3], 3, stride=2, padding=1, bias=False), dims)
+        self.embed = nn.ModuleList([third, _unit(_conv(dims)(widths[3], widths[4], 2, stride=2, bias=False), dims)])
         rates = torch.linspace(0, DROP_PATH, 2 * BLOCKS).tolist()
-        self.tokens = nn.ModuleList(
-            [TokenStage(dims, widths[3], rates[:BLOCKS]), TokenStage(dims, widths[4], rates[BLOCKS:])]
-        )
-        coarser = [*narrow[1:], widths[4]]
-        self.up = nn.ModuleList(_up(dims, coarser[k], narrow[k], up) for k in range(4))
+        shares = {3: rates[:BLOCKS], 4: rates[BLOCKS:]}
+        self.tokens = nn.ModuleList(self._token_stage(k, widths[k], share) for k, share in shares.items())
+        self.up = nn.ModuleList(_up(dims, n, narrow[k], up) for k, n in enumerate([*narrow[1:], widths[4]]))
         self.skip = nn.ModuleList(
             nn.Identity() if widths[k] == narrow[k] else _conv(dims)(widths[k], narrow[k], 1) for k in range(4)
         )
@@ -96,6 +91,10 @@ class Hstf(nn.Module):
         self.head = _conv(dims)(narrow[0], classes, 1)
         drop = nn.Dropout3d if dims == 3 else nn.Dropout2d
         self.bottleneck_dropout, self.head_dropout = drop(dropout), drop(dropout)
+
+    def _token_stage(self, level: int, channels: int, rates: Sequence[float]) -> nn.Module:
+        """What follows the embedding of a coarse level; `rates` of stochastic depth, one a block."""
+        return TokenStage(self.dims, channels, rates)
 
     def twin(self, up: Up = "transposed") -> "Hstf":
         """A network of the same size with weights of its own: a second model, or another decoder."""
@@ -162,11 +161,20 @@ class TokenStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        tokens = (x + self.position(x)).flatten(2).transpose(1, 2)  # (N, L, C)
+        tokens, turn = self.placed(x).flatten(2).transpose(1, 2), self.turn(x)  # (N, L, C)
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = block(tokens, turn)
         found: Tensor = tokens.transpose(1, 2).reshape(x.shape)
         return found
+
+    def placed(self, x: Tensor) -> Tensor:
+        """The feature map with what tells its voxels apart by place."""
+        found: Tensor = x + self.position(x)
+        return found
+
+    def turn(self, x: Tensor) -> Turn | None:
+        """What the place does to queries and keys in every block."""
+        return None
 
 
 class Block(nn.Module):
@@ -174,22 +182,23 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, drop_path: float) -> None:
         super().__init__()
-        self.heads = next(h for h in range(max(1, channels // HEAD_DIM), 0, -1) if channels % h == 0)
+        self.heads = heads_of(channels)
         self.drop_path = drop_path
         self.norm1, self.norm2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
         self.qkv, self.project = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
         self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels))
         self.scale1, self.scale2 = (nn.Parameter(torch.full((channels,), LAYER_SCALE)) for _ in range(2))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, L, C) -> (N, L, C)."""
-        x = x + self._dropped(self.scale1 * self._attention(self.norm1(x)))
-        x = x + self._dropped(self.scale2 * self.mlp(self.norm2(x)))
-        return x
+    def forward(self, x: Tensor, turn: Turn | None = None) -> Tensor:
+        """(N, L, C) -> (N, L, C); `turn` is applied to queries and keys, (N, heads, L, C / heads)."""
+        x = x + stochastic_depth(self.scale1 * self._attention(self.norm1(x), turn), self.drop_path, self.training)
+        return x + stochastic_depth(self.scale2 * self.mlp(self.norm2(x)), self.drop_path, self.training)
 
-    def _attention(self, x: Tensor) -> Tensor:
+    def _attention(self, x: Tensor, turn: Turn | None) -> Tensor:
         size = x.shape[-1] // self.heads
         q, k, v = (part.unflatten(-1, (self.heads, size)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
+        if turn is not None:
+            q, k = turn(q), turn(k)
         if torch.compiler.is_exporting():
             # The form that every engine knows; the scale on q before the product is what TensorRT fuses.
             mixed = ((q * size**-0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
@@ -198,11 +207,17 @@ class Block(nn.Module):
         found: Tensor = self.project(mixed.transpose(1, 2).flatten(2))
         return found
 
-    def _dropped(self, x: Tensor) -> Tensor:
-        """Stochastic depth: the branch is left out for some samples of the batch."""
-        if not self.training or self.drop_path == 0:
-            return x
-        return x * F.dropout(x.new_ones(len(x), 1, 1), self.drop_path)
+
+def heads_of(channels: int) -> int:
+    """Attention heads of a block: of `HEAD_DIM` channels where they divide the width."""
+    return next(h for h in range(max(1, channels // HEAD_DIM), 0, -1) if channels % h == 0)
+
+
+def stochastic_depth(branch: Tensor, rate: float, training: bool) -> Tensor:
+    """The branch of a residual block, in training left out for some samples of the batch; the others are scaled up."""
+    if not training or rate == 0:
+        return branch
+    return branch * F.dropout(branch.new_ones(len(branch), *[1] * (branch.dim() - 1)), rate)
 
 
 def attention_parameters(network: nn.Module) -> set[int]:
