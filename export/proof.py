@@ -33,7 +33,7 @@ from .calibration import network_inputs
 
 REFERENCE = "onnx.reference"
 PASS_VOXELS = 8_000_000  # network voxels of a scan in one pass: larger scans give their centre
-REFERENCE_VOXELS = 1 << 17  # 10 s and 1.5 GB at width 8; a whole LA scan would take 4 minutes and 20 GB
+REFERENCE_VOXELS = 1 << 17  # 23 s and 3 GB at width 16; a whole LA scan would take 28 times as much
 LIMITS = {  # precision -> largest error over the logits' range, least share of equal labels, most Dice points lost
     "fp32": (1e-5, 0.9999, 0.1),
     "fp16": (5e-3, 0.999, 0.1),
