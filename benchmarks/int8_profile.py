@@ -6,9 +6,9 @@ since other work on the machine only ever adds to it. All that is no convolution
 ReLUs that did not fuse, quantisation of the input, changes of memory layout.
 
 Tried on the shipped model, and not worth its price: the last transposed convolution as a 1x1x1 convolution and a
-shuffle of its channels (1.1 times faster as a whole); the first convolution over four slices at a time (its own time
-falls by a third, which the changes of layout around it eat up); unsigned activations (1.0 to 1.1 times, and TensorRT
-misreads them).
+shuffle of its channels (1.10 times faster as a whole, the last two 1.12); the first convolution over four slices at a
+time (its own time falls by a third, and the changes of layout around it cost more: 0.96); unsigned activations (1.1 to
+1.2, and TensorRT misreads them).
 
     python benchmarks/int8_profile.py infer/models/left-atrium.onnx infer/models/left-atrium.int8.onnx
 """
