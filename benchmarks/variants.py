@@ -1,7 +1,7 @@
 """All exported forms of a model: what each costs, and what it gains. Writes the forms, then measures them.
 
 From each fp32 artifact (a shipped model's name, or a file that seg-export wrote from a run) come fp16 and int8, as
-`seg-export --precision` makes them; a shipped model's int8 form is the one that ships. All forms segment the same
+`seg-export --all` makes them; a shipped model's int8 form is the one that ships. All forms segment the same
 validation scans through the path that ships, in OpenVINO and ONNX Runtime. Logits and labels are compared with the fp32
 form's in OpenVINO, and with torch's on the golden pair. Seconds are medians of the network's pass over the scans, all
 forms in turn in one process.
@@ -10,7 +10,6 @@ forms in turn in one process.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 from statistics import mean, median
@@ -48,18 +47,16 @@ def main() -> None:
 
 
 def make_forms(source: Path, options: argparse.Namespace) -> dict[str, Path]:
-    """fp32 is the source itself."""
-    from seg.export.calibration import calibration_cases, verification_cases
-    from seg.export.int8 import quantise
-    from seg.export.onnx_ import write_half
+    """As `seg-export SOURCE --all` makes them; fp32 is the source itself."""
+    from seg.export.calibration import calibration_cases, validation_ids, verification_cases
+    from seg.export.derived import write_half
+    from seg.export.forms import Scans, write_int8
 
-    validation = set(json.loads((options.data / "splits.json").read_text())["val"])
+    data, validation = str(options.data), validation_ids(str(options.data))
+    scans = Scans(calibration_cases(data, options.calibration_scans, validation), verification_cases(data, validation))
     paths = {"fp32": source} | {form: options.output / f"{source.stem}.{form}.onnx" for form in FORMS[1:]}
     write_half(str(source), str(paths["fp16"]))
-    if (shipped := source.with_suffix(".int8.onnx")).is_file():
-        return paths | {"int8": shipped}
-    calibration = calibration_cases(str(options.data), options.calibration_scans, validation)
-    quantise(str(source), str(paths["int8"]), calibration, verification_cases(str(options.data), validation), print)
+    write_int8(str(source), str(source), str(paths["int8"]), scans, print)
     return paths
 
 
@@ -67,7 +64,7 @@ def measure(name: str, paths: dict[str, Path], options: argparse.Namespace) -> d
     """Dice of each form, and how far it is from the fp32 one, on whole scans."""
     import numpy as np
 
-    from seg.export.calibration import network_inputs, verification_cases
+    from seg.export.calibration import network_inputs, validation_ids, verification_cases
     from seg.infer.artifact import load
     from seg.infer.backends import ONNX_ENGINES, open_backend
     from seg.infer.metrics import overlap
@@ -75,8 +72,7 @@ def measure(name: str, paths: dict[str, Path], options: argparse.Namespace) -> d
     from seg.infer.selftest import golden_error
     from seg.train.prepare import load_label, load_volume
 
-    validation = set(json.loads((options.data / "splits.json").read_text())["val"])
-    cases = verification_cases(str(options.data), validation)
+    cases = verification_cases(str(options.data), validation_ids(str(options.data)))
     spec = load(str(paths["fp32"])).spec
     reference = open_backend("openvino", str(paths["fp32"]), "cpu", precision="fp32")
     expected = [reference.run(network_inputs([case], spec)[0]).copy() for case in cases]
@@ -106,12 +102,11 @@ def measure(name: str, paths: dict[str, Path], options: argparse.Namespace) -> d
 
 def time_all(paths: dict[str, Path], content: dict[str, Any], options: argparse.Namespace) -> None:
     """Median seconds of a pass over the scans, the forms in turn, after a round that does not count."""
-    from seg.export.calibration import network_inputs, verification_cases
+    from seg.export.calibration import network_inputs, validation_ids, verification_cases
     from seg.infer.artifact import load
     from seg.infer.backends import open_backend
 
-    validation = set(json.loads((options.data / "splits.json").read_text())["val"])
-    cases = verification_cases(str(options.data), validation)
+    cases = verification_cases(str(options.data), validation_ids(str(options.data)))
     threads = options.threads
     engines = {n: open_backend("openvino", str(p), "cpu", precision="fp32", threads=threads) for n, p in paths.items()}
     inputs = network_inputs(cases, load(str(next(iter(paths.values())))).spec)

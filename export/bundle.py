@@ -28,15 +28,30 @@ from seg.infer.spec import ModelSpec
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 MONAI = "1.6.1"  # the version that the tests run it with
 SCRIPT = "bundle_model.py"
+METADATA = Path("configs", "metadata.json")
 
 
-def write_bundle(path: str, folder: str) -> None:
+def refuse_bundle(folder: str, overwrite: bool) -> None:
+    """Raise unless `folder` is free, or is a bundle that may be replaced.
+
+    Raises
+    ------
+    SegError : E-OUT-EXISTS.
+    """
+    if not Path(folder).exists() or (overwrite and (Path(folder) / METADATA).is_file()):
+        return
+    fix = "choose another name" if overwrite else "choose another name, or for a bundle pass --overwrite"
+    raise SegError("E-OUT-EXISTS", Exit.OUTPUT, folder, "already exists", fix)
+
+
+def write_bundle(path: str, folder: str, *, overwrite: bool = False) -> None:
     """Write the bundle; the folder appears whole or not at all.
 
     Parameters
     ----------
     path : .onnx artifact.
     folder : the bundle, which must not be there.
+    overwrite : replace a bundle, but no other folder.
 
     Raises
     ------
@@ -47,8 +62,7 @@ def write_bundle(path: str, folder: str) -> None:
         fix = "give the .onnx artifact it was built from"
         raise SegError("E-BUNDLE-ONNX", Exit.USAGE, path, "is no ONNX file", fix, "an .onnx artifact")
     target = Path(folder)
-    if target.exists():
-        raise SegError("E-OUT-EXISTS", Exit.OUTPUT, folder, "already exists", "choose another name")
+    refuse_bundle(folder, overwrite)
     try:
         with tempfile.TemporaryDirectory(prefix=".seg-export-", dir=target.parent) as hidden:
             draft = Path(hidden) / "bundle"
@@ -57,10 +71,12 @@ def write_bundle(path: str, folder: str) -> None:
             shutil.copyfile(path, draft / "models" / "model.onnx")
             shutil.copyfile(Path(__file__).with_name(SCRIPT), draft / "scripts" / SCRIPT)
             (draft / "scripts" / "__init__.py").write_text("")
-            _write_json(draft / "configs" / "metadata.json", bundle_metadata(artifact))
+            _write_json(draft / METADATA, bundle_metadata(artifact))
             _write_json(draft / "configs" / "inference.json", inference(artifact.spec))
             (draft / "docs" / "README.md").write_text(readme(artifact.spec), encoding="utf-8")
             (draft / "LICENSE").write_text(f"{artifact.spec.card.get('license') or 'not stated'}\n", encoding="utf-8")
+            if target.exists():
+                target.rename(Path(hidden) / "before")
             draft.rename(target)
     except OSError as error:
         raise output_error(folder, error) from error

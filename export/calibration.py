@@ -5,6 +5,7 @@ folder gives the same file. What this does not know: whether the scans are typic
 calibrate for that scanner.
 """
 
+import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from seg.infer.volume import Shape3
 from seg.train.cases import SUFFIXES, Case, discover, refusal
 from seg.train.patients import patient_of
 from seg.train.prepare import load_volume
+from seg.train.split import load_split
 
 TILE_VOXELS = 2_000_000  # network voxels of a scan that calibration runs at once: every activation is held
 
@@ -55,6 +57,18 @@ def calibration_cases(folder: str, count: int, validation: Collection[str]) -> l
     return [cases[number * len(cases) // count] for number in range(count)]
 
 
+def validation_ids(folder: str) -> set[str]:
+    """The scans that the folder's own splits.json keeps for validation, by case or by patient; none without one.
+
+    Raises
+    ------
+    SegError : E-DATA-SPLIT when it cannot be read.
+    """
+    path = os.path.join(folder, "splits.json")
+    kept = set(load_split(path).get("val", [])) if os.path.isfile(path) else set()
+    return {case.id for case in cases_in(folder) if case.id in kept or case.patient in kept}
+
+
 def verification_cases(folder: str, validation: Collection[str]) -> list[Case]:
     """The scans to verify on: labelled ones if there are any, and the run's own validation scans if they are there."""
     cases = cases_in(folder)
@@ -62,8 +76,10 @@ def verification_cases(folder: str, validation: Collection[str]) -> list[Case]:
     return [case for case in labelled if case.id in validation] or labelled
 
 
-def network_inputs(cases: Sequence[Case], spec: ModelSpec) -> list[NDArray[np.float32]]:
-    """What the network sees of each scan: (1, C, X, Y, Z) float32, preprocessed and padded; the centre of large ones.
+def network_inputs(cases: Sequence[Case], spec: ModelSpec, most_voxels: int | None = None) -> list[NDArray[np.float32]]:
+    """What the network sees of each scan: (1, C, X, Y, Z) float32, preprocessed and padded.
+
+    Of scans with more than `most_voxels` (default: `TILE_VOXELS`) it is the centre.
 
     Raises
     ------
@@ -77,7 +93,7 @@ def network_inputs(cases: Sequence[Case], spec: ModelSpec) -> list[NDArray[np.fl
             raise refusal(
                 "CALIBRATION", case.images[0], str(error), "give scans of the kind that the model takes"
             ) from None
-        tile = _tile(grids.network, spec)
+        tile = _tile(grids.network, spec, most_voxels or TILE_VOXELS)
         for axis, (extent, wanted) in enumerate(zip(grids.network, tile, strict=True), start=1):
             before = (wanted - extent) // 2
             if before < 0:
@@ -88,12 +104,12 @@ def network_inputs(cases: Sequence[Case], spec: ModelSpec) -> list[NDArray[np.fl
     return inputs
 
 
-def _tile(shape: Shape3, spec: ModelSpec) -> Shape3:
+def _tile(shape: Shape3, spec: ModelSpec, most_voxels: int) -> Shape3:
     """The whole padded grid; the training window where the model needs it; else the longest axis cut until it fits."""
     if spec.tiling == "window":
         return spec.window
     tile = [-(-extent // step) * step for extent, step in zip(shape, spec.stride, strict=True)]
-    while np.prod(tile) > TILE_VOXELS:
+    while np.prod(tile) > most_voxels:
         axis = int(np.argmax(tile))
         if tile[axis] == spec.stride[axis]:
             break

@@ -2,24 +2,17 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
 from seg.infer.console import guarded, say, version_option
 
+from .from_run import Options, artifact_of, export_run
+
 if TYPE_CHECKING:
-    from torch import nn
-
-    from seg.infer.spec import ModelSpec
-
-    from .onnx_ import Parity
     from .triton import TritonBackendName
 
-CARD_ENTRIES = ("data", "license", "limits")
 ENGINES = (".engine", ".plan")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -36,12 +29,13 @@ def _inspect(path: str | None) -> None:
 
 @app.command()
 def seg_export(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder that seg-train wrote; for an engine, --triton and --bundle also an exported file or a shipped model.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder that seg-train wrote; for an engine, --triton, --bundle and --all also an exported file or a shipped model.")],
     output: Annotated[str | None, typer.Option("-o", "--output", metavar="MODEL", help="File to write: .onnx; .engine or .plan for TensorRT; .pt2 for a PyTorch program that runs here alone.", show_default=False)] = None,
     triton: Annotated[str | None, typer.Option(metavar="DIR", help="Add the model to a Triton server's model repository.")] = None,
     triton_backend: Annotated[Literal["onnxruntime", "python", "tensorrt"], typer.Option(help="What runs it there: the server's ONNX Runtime, our engine in its Python backend, or its TensorRT (for a plan).")] = "onnxruntime",
     triton_half: Annotated[bool, typer.Option("--triton-half", help="Half the traffic, in float16; python backend.")] = False,
     bundle: Annotated[str | None, typer.Option(metavar="DIR", help="Write a MONAI bundle, which runs without seg-toolkit.")] = None,
+    all_forms: Annotated[str | None, typer.Option("--all", metavar="DIR", help="Write every form that can be made here, each proven, and a table of them.")] = None,
     card: Annotated[str | None, typer.Option(metavar="FILE.toml", help="Entries for the model card: data, license, limits.")] = None,
     features: Annotated[bool, typer.Option("--features", help="Offer the features too: less memory with many classes.")] = False,
     precision: Annotated[Literal["fp32", "fp16", "int8"], typer.Option(help="fp16 is half the size; int8 a quarter and faster on CPUs, it needs --calibration.")] = "fp32",
@@ -61,23 +55,28 @@ def seg_export(
 ) -> None:  # fmt: skip
     """Export the student network, proven against torch before it is kept, or hand a model to a server."""
     with guarded("seg-export", debug):
-        if (precision == "int8" and os.path.isdir(source)) != (calibration is not None):
+        if sum(target is not None for target in (output, triton, bundle, all_forms)) != 1:
+            raise typer.BadParameter("give one of -o MODEL, --triton DIR, --bundle DIR and --all DIR")
+        if all_forms is None and (precision == "int8" and os.path.isdir(source)) != (calibration is not None):
             raise typer.BadParameter("--precision int8 and --calibration DIR go together")
-        if sum(target is not None for target in (output, triton, bundle)) != 1:
-            raise typer.BadParameter("give one of -o MODEL, --triton DIR and --bundle DIR")
+        if all_forms is not None and precision != "fp32":
+            raise typer.BadParameter("--all writes every precision: leave --precision out")
         engine = output is not None and output.endswith(ENGINES)
         tuned = any(x is not None for x in (trt_profile, trt_window, timing_cache))
         if (trt or tuned) and not engine:
             raise typer.BadParameter("--trt and its options go with -o MODEL.engine")
         options = Options(card, features, precision, calibration, scans, verify)
+        if all_forms is not None:
+            _to_all(source, all_forms, options, overwrite, quiet)
+            return
         if output is not None and not engine:
-            _export(source, output, options, overwrite, quiet)
+            export_run(source, output, options, overwrite, quiet)
             return
         if engine:
             from .tensorrt_ import tensorrt_here
 
             tensorrt_here()
-        with _artifact(source, options, quiet) as path:
+        with artifact_of(source, options, quiet) as path:
             if triton is not None:
                 _to_triton(path, triton, triton_backend, triton_half, overwrite, quiet)
             elif bundle is not None:
@@ -86,102 +85,37 @@ def seg_export(
                 _to_engine(path, output, (trt_profile, trt_window, workspace, timing_cache), overwrite, quiet)
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the export of a run takes: entries of the card, form, and folders of scans."""
-
-    card: str | None
-    features: bool
-    precision: Literal["fp32", "fp16", "int8"]
-    calibration: str | None
-    scans: int
-    verify: str | None
-
-
-def _export(run: str, output: str, options: Options, overwrite: bool, quiet: bool) -> None:
+def _to_all(source: str, folder: str, options: Options, overwrite: bool, quiet: bool) -> None:
     from pathlib import Path
 
-    from seg.infer.errors import Exit, SegError
-    from seg.infer.outputs import refuse_unwritable
-
-    if not output.endswith((".onnx", ".pt2")):
-        fix = "end the name in .onnx, .engine, .plan or .pt2"
-        raise SegError("E-OUT-SUFFIX", Exit.USAGE, output, "its suffix names no form of a model", fix)
-    if output.endswith(".pt2") and (options.features or options.precision != "fp32" or options.verify):
-        raise typer.BadParameter("a .pt2 program is fp32, with the logits alone, and is proven by itself")
-    refuse_unwritable(output, overwrite)
-    entries = _card_entries(options.card) if options.card is not None else {}
-
-    from .run import load_run, remark
-
-    module, spec = load_run(Path(run), entries)
-    if not quiet and (text := remark(spec)):
-        say(f"note: {text}")
-    if output.endswith(".pt2"):
-        from .program import export_program
-
-        _, parity = export_program(module, spec, output)
-        _tell(output, parity, quiet)
-        return
-    prove = _prover(module, run, options, quiet)
-    if options.precision == "int8":
-        _export_int8(module, spec, run, output, options, prove, quiet)
-        return
-    from .onnx_ import export
-
-    half = options.precision == "fp16"
-    _, parity = export(module, spec, output, features=options.features, half=half, prove=prove)
-    _tell(output, parity, quiet)
-
-
-def _tell(output: str, parity: "Parity", quiet: bool) -> None:
-    if not quiet:
-        say(
-            f"{output}: {os.path.getsize(output) / 1e6:.1f} MB, differs from torch by {parity.error:.1e} "
-            f"of the logits' range, labels equal on {100 * parity.labels:.4f} %"
-        )
-        say(f"next: seg-infer scan.nii.gz -o mask.nii.gz -m {output}")
-
-
-def _prover(module: "nn.Module", run: str, options: Options, quiet: bool) -> "Callable[[str], None]":
-    """What proves a finished file on the scans of --verify; nothing without."""
-    if options.verify is None:
-        return lambda _: None
-    from pathlib import Path
-
+    from seg.infer.artifact import resolve
     from seg.train.run import read_config
 
-    from .calibration import verification_cases
-    from .proof import prove
+    from .calibration import calibration_cases, validation_ids, verification_cases
+    from .forms import Scans, make_all, refuse_outputs
+    from .run import load_run, remark
+    from .source import Source
 
-    cases = verification_cases(options.verify, set(read_config(Path(run))["split"]["val"]))
+    tell = (lambda _: None) if quiet else say
+    run = Path(source) if os.path.isdir(source) else None
+    if run is not None:
+        made_from = Source.of_run(*load_run(run, options.card_entries()))
+        if text := remark(made_from.spec):
+            tell(f"note: {text}")
+    elif options.card or options.features:
+        raise typer.BadParameter("--card and --features are for runs; this model is exported already")
+    else:
+        made_from = Source.of_artifact(resolve(source))
+    refuse_outputs(folder, made_from.name, overwrite)
 
-    def proved(path: str) -> None:
-        prove(module, path, cases, (lambda _: None) if quiet else say)
+    def held_out(data: str) -> set[str]:
+        return validation_ids(data) if run is None else set(read_config(run)["split"]["val"])
 
-    return proved
-
-
-@contextmanager
-def _artifact(source: str, options: Options, quiet: bool) -> Iterator[str]:
-    """Path of the artifact that SOURCE is, or of one that is exported from the run that it is."""
-    import tempfile
-
-    from seg.infer.artifact import load, resolve
-    from seg.infer.compute import stored_precision
-
-    if os.path.isdir(source):
-        with tempfile.TemporaryDirectory(prefix="seg-export-") as folder:
-            path = os.path.join(folder, "model.onnx")
-            _export(source, path, options, overwrite=False, quiet=True)
-            yield path
-        return
-    if options.card or options.features or options.verify:
-        raise typer.BadParameter("--card, --features and --verify are for runs; this model is exported already")
-    path = resolve(source, options.precision)
-    if options.precision != "fp32" and (found := stored_precision(load(path).spec)) != options.precision:
-        raise typer.BadParameter(f"{source} is exported already, in {found}: --precision is for runs")
-    yield path
+    scans = Scans(
+        calibration_cases(data, options.scans, held_out(data)) if (data := options.calibration) is not None else (),
+        verification_cases(data, held_out(data)) if (data := options.verify) is not None else (),
+    )
+    make_all(made_from, folder, scans, tell, features=options.features)
 
 
 def _to_engine(
@@ -234,61 +168,6 @@ def _to_bundle(path: str, folder: str, quiet: bool) -> None:
         say(
             f"next: see {folder}/docs/README.md, or python -m monai.bundle run --config_file {folder}/configs/inference.json"
         )
-
-
-def _card_entries(path: str) -> dict[str, str]:
-    """The user's entries of the card. What the export knows itself, such as the figures, is not theirs to write."""
-    import tomllib
-    from pathlib import Path
-
-    from seg.infer.errors import Exit, SegError
-
-    try:
-        entries = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # ValueError: not TOML, or not UTF-8
-        raise SegError("E-CONFIG", Exit.USAGE, path, f"cannot be read ({error})", "give a TOML file") from error
-    for key, value in entries.items():
-        if key not in CARD_ENTRIES:
-            found, expected = f"unknown entry {key}", f"only {', '.join(CARD_ENTRIES)}"
-            raise SegError("E-CONFIG", Exit.USAGE, path, found, "remove it", expected)
-        if not isinstance(value, str):
-            raise SegError("E-CONFIG", Exit.USAGE, path, f"{key} is {value!r}", "correct the value", "text in quotes")
-    return entries
-
-
-def _export_int8(
-    module: "nn.Module",
-    spec: "ModelSpec",
-    run: str,
-    output: str,
-    options: Options,
-    prove: "Callable[[str], None]",
-    quiet: bool,
-) -> None:
-    import tempfile
-    from pathlib import Path
-
-    from seg.train.run import read_config
-
-    from .calibration import calibration_cases, verification_cases
-    from .int8 import quantise
-    from .onnx_ import export
-
-    assert options.calibration is not None
-    validation = set(read_config(Path(run))["split"]["val"])
-    calibration = calibration_cases(options.calibration, options.scans, validation)
-    verification = verification_cases(options.verify, validation) if options.verify is not None else []
-    with tempfile.TemporaryDirectory(prefix="seg-export-") as folder:
-        fp32 = os.path.join(folder, "fp32.onnx")
-        export(module, spec, fp32, features=options.features)
-        before = os.path.getsize(fp32)
-        quantise(fp32, output, calibration, verification, (lambda _: None) if quiet else say, prove)
-    if not quiet:
-        size = os.path.getsize(output)
-        say(
-            f"{output}: {size / 1e6:.1f} MB, {100 * size / before:.0f} % of fp32; calibrated on {len(calibration)} scans"
-        )
-        say(f"next: seg-infer scan.nii.gz -o mask.nii.gz -m {output}")
 
 
 def main() -> NoReturn:

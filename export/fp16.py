@@ -4,7 +4,11 @@ Made from the fp32 graph, which loses less than exporting a half-precision netwo
 arithmetic, OpenVINO on most CPUs among them, compute such a graph in float32.
 """
 
+from dataclasses import replace
+
 import onnx
+
+from seg.infer.spec import ModelSpec
 
 # Sums over many values, which float16 would cut: they stay float32, with casts around them.
 FLOAT_ISLANDS = ("LayerNormalization", "GroupNormalization", "InstanceNormalization", "Softmax", "ReduceMean")
@@ -33,6 +37,11 @@ def to_half(proto: onnx.ModelProto) -> onnx.ModelProto:
     del graph.node[:]
     graph.node.extend(ordered)
     return half
+
+
+def described(spec: ModelSpec, tolerance: float = TOLERANCE) -> ModelSpec:
+    """The spec of a float16 form; `tolerance` is what `seg-infer --selftest` allows."""
+    return replace(spec, card={**spec.card, "precision": "fp16", "quantisation": {"golden_tolerance": tolerance}})
 
 
 def _own_constants(graph: onnx.GraphProto) -> None:

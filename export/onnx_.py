@@ -79,57 +79,29 @@ def export(
     tolerance = tolerance if tolerance is not None else fp16.TOLERANCE if half else TOLERANCE
     if half:
         proto = fp16.to_half(proto)
-        spec = _half_spec(spec, tolerance)
+        spec = fp16.described(spec, tolerance)
     proto, spec = describe(proto, spec, golden, head)
     onnx.checker.check_model(proto, full_check=True)
     content = proto.SerializeToString(deterministic=True)
-    with _hidden(path, content) as candidate:
+    with hidden(path, content) as candidate:
         parity = verify(module, candidate, [golden.x.shape[2:], larger(spec)])
         if not parity.error <= tolerance:
-            raise _unequal(path, parity.error, tolerance)
+            raise unequal(path, parity.error, tolerance)
         prove(candidate)
     with atomic_file(path, overwrite=True) as file:
         file.write(content)
     return spec, parity
 
 
-def write_half(source: str, path: str) -> ModelSpec:
-    """The float16 form of an fp32 artifact, as `export` makes it from the run, proven on torch's golden pair.
-
-    Raises
-    ------
-    SegError : E-EXPORT-PARITY, E-OUT-*. No file is left.
-    """
-    artifact = load(source)
-    assert artifact.golden is not None
-    golden, spec = artifact.golden, _half_spec(artifact.spec, fp16.TOLERANCE)
-    proto, spec = describe(fp16.to_half(onnx.load(source)), spec, golden, artifact.head)
-    onnx.checker.check_model(proto, full_check=True)
-    content = proto.SerializeToString(deterministic=True)
-    with _hidden(path, content) as candidate:
-        for engine in ONNX_ENGINES:
-            backend = open_backend(engine, candidate, "cpu")
-            error = golden_error(backend.run(golden.x.astype(np.float32)), golden.logits)
-            backend.close()
-            if not error <= fp16.TOLERANCE:
-                raise _unequal(path, error, fp16.TOLERANCE)
-    with atomic_file(path, overwrite=True) as file:
-        file.write(content)
-    return spec
-
-
-def _half_spec(spec: ModelSpec, tolerance: float) -> ModelSpec:
-    return replace(spec, card={**spec.card, "precision": "fp16", "quantisation": {"golden_tolerance": tolerance}})
-
-
-def _unequal(path: str, error: float, tolerance: float) -> SegError:
+def unequal(path: str, error: float, tolerance: float) -> SegError:
+    """The error for a file that does not compute what the network does."""
     found = f"the exported network differs from torch by {error:.2g} of the logits' range"
     fix = "report this with the run's config.json"
     return SegError("E-EXPORT-PARITY", Exit.MODEL, path, found, fix, f"at most {tolerance:.0e}")
 
 
 @contextmanager
-def _hidden(path: str, content: bytes) -> Iterator[str]:
+def hidden(path: str, content: bytes) -> Iterator[str]:
     """A file with the content in a hidden folder beside `path`, where there must be room anyway, for as long."""
     try:
         folder = tempfile.TemporaryDirectory(prefix=".seg-export-", dir=os.path.dirname(path) or os.curdir)
@@ -183,10 +155,16 @@ def larger(spec: ModelSpec) -> tuple[int, ...]:
 
 
 def golden_of(module: nn.Module, spec: ModelSpec) -> Golden:
+    """Two strides of noise and its logits, on one thread: more of them sum in another order, so the bytes differ."""
     shape = (1, len(spec.channels), *(s * GOLDEN_EXTENT if s > 1 else 1 for s in spec.stride))
     x = _noise(shape, seed=2024).astype(np.float16)
-    with torch.inference_mode():
-        logits = run_windows(module, torch.from_numpy(x.astype(np.float32))).numpy()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            logits = run_windows(module, torch.from_numpy(x.astype(np.float32))).numpy()
+    finally:
+        torch.set_num_threads(threads)
     return Golden(x, logits)
 
 

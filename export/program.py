@@ -6,7 +6,9 @@ For comparison and for layers that ONNX lacks. Such a file is code, so it runs o
 
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,20 +17,28 @@ from seg.infer import __version__
 from seg.infer.artifact import GOLDEN_KEY, SPEC_KEY
 from seg.infer.atomic import atomic_file, output_error
 from seg.infer.backends.torch_ import seal_pt2
-from seg.infer.errors import Exit, SegError
 from seg.infer.spec import ModelSpec
 
-from .onnx_ import TOLERANCE, Parity, golden_of, larger, sample_and_axes, verify
+from .onnx_ import TOLERANCE, Parity, golden_of, larger, sample_and_axes, unequal, verify
 
 TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn")  # of a node: files and lines it came from
 
 
-def export_program(module: nn.Module, spec: ModelSpec, path: str) -> tuple[ModelSpec, Parity]:
+def _in_order(constraints: dict[Any, Any]) -> None:
+    """By name, in place: the exporter's order is that of a set, another in every process, and stands in the file."""
+    ordered = sorted(constraints.items(), key=lambda item: str(item[0]))
+    constraints.clear()
+    constraints.update(ordered)
+
+
+def export_program(
+    module: nn.Module, spec: ModelSpec, path: str, prove: Callable[[str], None] = lambda _: None
+) -> tuple[ModelSpec, Parity]:
     """Write the program with its seal beside it, proven through the torch engine.
 
     Parameters
     ----------
-    module, spec : as in `onnx_.export`.
+    module, spec, prove : as in `onnx_.export`.
 
     Raises
     ------
@@ -42,6 +52,7 @@ def export_program(module: nn.Module, spec: ModelSpec, path: str) -> tuple[Model
     for node in program.graph.nodes:
         for name in TRACES:
             node.meta.pop(name, None)
+    _in_order(program.range_constraints)
     spec = replace(spec, versions={"seg-toolkit": __version__, "torch": torch.__version__.split("+")[0]})
     extra = {SPEC_KEY: spec.to_json(), GOLDEN_KEY: golden.to_text()}
     try:
@@ -50,15 +61,13 @@ def export_program(module: nn.Module, spec: ModelSpec, path: str) -> tuple[Model
             torch.export.save(program, candidate, extra_files=extra)
             seal_pt2(candidate)
             parity = verify(module, candidate, [golden.x.shape[2:], larger(spec)], "torch")
+            if not parity.error <= TOLERANCE:
+                raise unequal(path, parity.error, TOLERANCE)
+            prove(candidate)
             with open(candidate, "rb") as file:
                 content = file.read()
     except OSError as error:
         raise output_error(path, error) from error
-    if not parity.error <= TOLERANCE:
-        found = f"the program differs from its network by {parity.error:.2g} of the logits' range"
-        raise SegError(
-            "E-EXPORT-PARITY", Exit.MODEL, path, found, "report this with the run's config.json", f"{TOLERANCE:g}"
-        )
     with atomic_file(path, overwrite=True) as file:
         file.write(content)
     seal_pt2(path)

@@ -1,13 +1,14 @@
-"""`--verify DIR`: an ONNX file through every engine that reads it against torch, on whole scans, before it is kept.
+"""`--verify DIR`: a model file through every engine that reads it against the fp32 network, before it is kept.
 
 Each scan goes through the network as inference would send it: preprocessed, padded, in one pass. OpenVINO and ONNX
-Runtime run all scans; onnx.reference, the specification as slow NumPy, runs the first. Where scans have labels, the
-Dice of the shipping path is measured with torch and with the file.
+Runtime run all scans; onnx.reference, the specification as slow NumPy, runs the centre of the first one
+(`REFERENCE_VOXELS`). Where scans have labels, the Dice of the shipping path is measured with the fp32 network and with
+the file.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from seg.infer.artifact import load
-from seg.infer.backends import Backend, from_slices, open_backend, to_slices
+from seg.infer.artifact import Golden, load
+from seg.infer.backends import ONNX_ENGINES, Backend, engine_for, from_slices, open_backend, to_slices
 from seg.infer.compute import stored_precision
 from seg.infer.errors import Exit, SegError
 from seg.infer.metrics import overlap
@@ -30,8 +31,9 @@ from seg.train.prepare import load_label, load_volume
 
 from .calibration import network_inputs
 
-ENGINES = ("openvino", "onnxruntime", "onnx.reference")
-REFERENCE_SCANS = 1
+REFERENCE = "onnx.reference"
+PASS_VOXELS = 8_000_000  # network voxels of a scan in one pass: larger scans give their centre
+REFERENCE_VOXELS = 1 << 17  # 23 s and 3 GB at width 16; a whole LA scan would take 28 times as much
 LIMITS = {  # precision -> largest error over the logits' range, least share of equal labels, most Dice points lost
     "fp32": (1e-5, 0.9999, 0.1),
     "fp16": (5e-3, 0.999, 0.1),
@@ -41,36 +43,63 @@ LIMITS = {  # precision -> largest error over the logits' range, least share of 
 
 @dataclass(frozen=True)
 class Proof:
-    """One engine on some scans, against torch: see `LIMITS`. Dice is the mean over scans and labels, or None."""
+    """One engine on some scans, against the fp32 network: see `LIMITS`.
+
+    Attributes
+    ----------
+    scans : 0 stands for the golden pair alone.
+    error : largest, over the logits' range.
+    labels : share of voxels with equal labels, mean over scans.
+    dice_fp32, dice : mean over scans and labels, of the fp32 network and of the file; None without labels.
+    note : which part of a scan was run, where it was not the whole.
+    """
 
     engine: str
     scans: int
     error: float
     labels: float
-    dice_torch: float | None = None
+    dice_fp32: float | None = None
     dice: float | None = None
+    note: str = ""
 
     def row(self) -> str:
         """A row of the table."""
-        dice = [f"{d:.4f}" if d is not None else "-" for d in (self.dice_torch, self.dice)]
-        return (
-            f"| {self.engine} | {self.scans} | {self.error:.1e} | {100 * self.labels:.4f} % | {dice[0]} | {dice[1]} |"
-        )
+        dice = [f"{d:.4f}" if d is not None else "-" for d in (self.dice_fp32, self.dice)]
+        scans = f"{self.scans}{self.note and f' ({self.note})'}"
+        return f"| {self.engine} | {scans} | {self.error:.1e} | {100 * self.labels:.4f} % | {dice[0]} | {dice[1]} |"
 
 
-HEADER = (
-    "| engine | scans | error / logits' range | labels as torch | Dice torch | Dice |",
-    "|---|---|---|---|---|---|",
-)
-
-
-def prove(module: nn.Module, path: str, cases: Sequence[Case], say: Callable[[str], None]) -> list[Proof]:
-    """Compare the file with torch on the scans.
+class Original:
+    """The fp32 network that files are compared with.
 
     Parameters
     ----------
-    module : the network the file was made from, float32.
-    path : ONNX artifact.
+    name : what messages call it: "torch", or the fp32 file.
+    backend : its logits.
+    """
+
+    def __init__(self, name: str, backend: Backend) -> None:
+        self.name, self.backend = name, backend
+        self._dice: dict[str, float] = {}
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "Original":
+        """A network in torch, float32."""
+        return cls("torch", ModuleBackend(module, torch.device("cpu")))
+
+    def dice(self, case: Case, spec: ModelSpec) -> float:
+        """Of one labelled scan; computed once."""
+        if case.id not in self._dice:
+            self._dice[case.id] = _dice(case, spec, self.backend)
+        return self._dice[case.id]
+
+
+def prove(original: Original, path: str, cases: Sequence[Case], say: Callable[[str], None]) -> list[Proof]:
+    """Compare a file with the fp32 network on the scans, in every engine that reads it.
+
+    Parameters
+    ----------
+    path : ONNX artifact, or a program in PyTorch (.pt2).
     say : takes the rows of the table.
 
     Raises
@@ -78,32 +107,68 @@ def prove(module: nn.Module, path: str, cases: Sequence[Case], say: Callable[[st
     SegError : E-EXPORT-PARITY when an engine is further off than `LIMITS` allow.
     """
     spec = load(path).spec
-    original = ModuleBackend(module, torch.device("cpu"))
-    for row in HEADER:
-        say(row)
-    proofs = []
-    for engine in ENGINES:
-        chosen = cases[:REFERENCE_SCANS] if engine == "onnx.reference" else cases
-        with _opened(engine, path) as backend:
-            proofs.append(_compare(engine, backend, original, spec, chosen))
+    say(f"| engine | scans | error / logits' range | labels as {original.name} | Dice {original.name} | Dice |")
+    say("|---|---|---|---|---|---|")
+    with _opened(path) as engines:
+        proofs = _compare(original, engines, spec, cases)
+    for proof in proofs:
+        say(proof.row())
+    if path.endswith(".onnx"):
+        proofs.append(_reference(original, path, spec, cases[0]))
         say(proofs[-1].row())
     for proof in proofs:
-        _refuse(path, proof, stored_precision(spec))
+        _refuse(path, original.name, proof, stored_precision(spec))
     return proofs
 
 
-def _compare(engine: str, backend: Backend, original: Backend, spec: ModelSpec, cases: Sequence[Case]) -> Proof:
-    errors, equal = [], []
-    dice: list[tuple[float, float]] = []
+def compare_golden(golden: Golden, path: str) -> list[Proof]:
+    """A file beside the fp32 network's golden pair, which is noise: its error counts, and labels say little there."""
+    proofs = []
+    with _opened(path) as engines:
+        for engine, backend in engines.items():
+            tally = _Tally()
+            tally.add(backend.run(golden.x.astype(np.float32)), golden.logits)
+            proofs.append(tally.proof(engine, 0))
+    return proofs
+
+
+@dataclass
+class _Tally:
+    """What an engine did on the scans so far."""
+
+    errors: list[float] = field(default_factory=list)
+    labels: list[float] = field(default_factory=list)
+    dice: list[tuple[float, float]] = field(default_factory=list)
+
+    def add(self, found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
+        self.errors.append(golden_error(found, expected))
+        self.labels.append(float((found.argmax(1) == expected.argmax(1)).mean()))
+
+    def proof(self, engine: str, scans: int) -> Proof:
+        means = [float(m) for m in np.mean(self.dice, axis=0)] if self.dice else [None, None]
+        return Proof(engine, scans, max(self.errors), float(np.mean(self.labels)), *means)
+
+
+def _compare(original: Original, engines: Mapping[str, Backend], spec: ModelSpec, cases: Sequence[Case]) -> list[Proof]:
+    """Scan by scan: the fp32 network, which is the slow one, computes each once for all engines."""
+    tallies = {name: _Tally() for name in engines}
     for case in cases:
-        [x] = network_inputs([case], spec)
-        expected, found = original.run(x), backend.run(x)
-        errors.append(golden_error(found, expected))
-        equal.append(float((found.argmax(1) == expected.argmax(1)).mean()))
-        if case.label is not None and engine != "onnx.reference":
-            dice.append((_dice(case, spec, original), _dice(case, spec, backend)))
-    means = [float(m) for m in np.mean(dice, axis=0)] if dice else [None, None]
-    return Proof(engine, len(cases), max(errors), float(np.mean(equal)), *means)
+        [x] = network_inputs([case], spec, PASS_VOXELS)
+        expected = original.backend.run(x)
+        for name, backend in engines.items():
+            tallies[name].add(backend.run(x), expected)
+        if case.label is not None:
+            for name, backend in engines.items():
+                tallies[name].dice.append((original.dice(case, spec), _dice(case, spec, backend)))
+    return [tally.proof(name, len(cases)) for name, tally in tallies.items()]
+
+
+def _reference(original: Original, path: str, spec: ModelSpec, case: Case) -> Proof:
+    [x] = network_inputs([case], spec, REFERENCE_VOXELS)
+    tally = _Tally()
+    tally.add(ReferenceBackend(path).run(x), original.backend.run(x))
+    found = tally.proof(REFERENCE, 1)
+    return replace(found, note=f"{' x '.join(map(str, x.shape[2:]))} voxels of it")
 
 
 def _dice(case: Case, spec: ModelSpec, backend: Backend) -> float:
@@ -114,16 +179,16 @@ def _dice(case: Case, spec: ModelSpec, backend: Backend) -> float:
     return float(np.mean([overlap(mask == v, truth == v).dice for v in spec.label_values[1:]]))
 
 
-def _refuse(path: str, proof: Proof, precision: str) -> None:
+def _refuse(path: str, name: str, proof: Proof, precision: str) -> None:
     error, labels, points = LIMITS[precision]
-    lost = 100 * (proof.dice_torch - proof.dice) if proof.dice_torch is not None and proof.dice is not None else 0.0
+    lost = 100 * (proof.dice_fp32 - proof.dice) if proof.dice_fp32 is not None and proof.dice is not None else 0.0
     if proof.error <= error and proof.labels >= labels and lost <= points:
         return
     raise SegError(
         "E-EXPORT-PARITY",
         Exit.MODEL,
         path,
-        f"in {proof.engine} it differs from torch by {proof.error:.2g} of the logits' range and on "
+        f"in {proof.engine} it differs from {name} by {proof.error:.2g} of the logits' range and on "
         f"{100 * (1 - proof.labels):.4f} % of the labels, and loses {lost:.2f} points of Dice",
         "export in fp32, or report this with the run's config.json",
         f"at most {error:g}, {100 * (1 - labels):.4g} % and {points:g}",
@@ -150,12 +215,11 @@ class ReferenceBackend:
 
 
 @contextmanager
-def _opened(engine: str, path: str) -> Iterator[Backend]:
-    if engine == "onnx.reference":
-        yield ReferenceBackend(path)
-        return
-    backend = open_backend(engine, path, "cpu", precision="fp32")
-    try:
-        yield backend
-    finally:
-        backend.close()
+def _opened(path: str) -> Iterator[dict[str, Backend]]:
+    """Every engine that reads the file, by name, in fp32."""
+    names = ONNX_ENGINES if path.endswith(".onnx") else (engine_for(path),)
+    with ExitStack() as stack:
+        engines = {name: open_backend(name, path, "cpu", precision="fp32") for name in names}
+        for backend in engines.values():
+            stack.callback(backend.close)
+        yield engines

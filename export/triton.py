@@ -21,6 +21,7 @@ from seg.infer.artifact import GOLDEN_KEY, HEAD_KEY, SPEC_KEY, Artifact, load
 from seg.infer.atomic import atomic_text, output_error, refuse_existing
 from seg.infer.errors import Exit, SegError
 from seg.infer.outputs import make_folder
+from seg.infer.spec import ModelSpec
 
 TritonBackendName = Literal["onnxruntime", "python", "tensorrt"]
 
@@ -52,7 +53,7 @@ def write_model_repository(
     """
     artifact = load(path)
     _refuse_backend(artifact, backend, half)
-    model = model_name(artifact)
+    model = model_name(artifact.spec)
     home = Path(folder) / model
     make_folder(str(home))
     refuse_existing(str(home / "config.pbtxt"), overwrite)
@@ -62,9 +63,9 @@ def write_model_repository(
     return model
 
 
-def model_name(artifact: Artifact) -> str:
+def model_name(spec: ModelSpec) -> str:
     """The spec's name with what a folder's name and an address can hold."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", artifact.spec.name).strip(".-") or "model"
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", spec.name).strip(".-") or "model"
 
 
 def _refuse_backend(artifact: Artifact, backend: str, half: bool) -> None:

@@ -25,6 +25,7 @@ SCRIPTS = (
     "accuracy",
     "ablations",
     "dicom_output",
+    "int8_profile",
 )
 MODULES = {*SCRIPTS, "environment", "experiments", "seeds"}
 
@@ -97,6 +98,16 @@ def test_inference() -> None:
     assert "ours-int8: skipped, no --int8 artifact" in done.stderr
     for tool in ("monai", "nnunet"):
         assert tool in table or f"{tool}: skipped, ModuleNotFoundError" in done.stderr
+
+
+def test_int8_profile() -> None:
+    """The same layers stand beside each other, and the sums are those of the rows."""
+    table = {(row[0], row[1]): row for row in rows(run("int8_profile", "--smoke").stdout)}
+    for layers in ("convolution 1 to 8", "convolution 8 to 8", "transposed convolution 16 to 8, double the extent"):
+        assert float(table[layers, "32 x 32 x 16"][2]) > 0
+    full, below, whole = (float(table[name, "-"][3]) for name in ("all at the scan's extent", "all below", "all"))
+    assert full + below == pytest.approx(whole, abs=0.02)
+    assert full == pytest.approx(sum(float(row[3]) for (_, extent), row in table.items() if "32 x" in extent), rel=0.05)
 
 
 def test_dicom_output() -> None:

@@ -107,6 +107,19 @@ def test_run_becomes_an_artifact(run: Run, trained: Path, tmp_path: Path) -> Non
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".onnx" or ".tmp" in p.name] == ["tiny.onnx"]
 
 
+def test_run_becomes_every_form(run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The card of --card is in each; what the forms are is in test_forms."""
+    monkeypatch.setenv("SEG_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "card.toml").write_text('limits = "phantoms only"\n')
+    status, text = run(trained, "--all", tmp_path / "forms", "--card", tmp_path / "card.toml")
+    assert status == 0, text
+    for name in ("tiny.onnx", "tiny.fp16.onnx", "tiny.pt2"):
+        spec = load(str(tmp_path / "forms" / name)).spec
+        assert spec.card["limits"] == "phantoms only"
+        assert spec.card["training"]["method"] == "crossmatch"
+    assert "tiny.int8.onnx: not made: it needs scans: --calibration DIR" in text.splitlines()
+
+
 def test_what_is_exported_is_the_deployed_network(trained: Path) -> None:
     module, _ = load_run(trained)
     method, _, _ = job.trained_method(trained)

@@ -1,8 +1,11 @@
 """int8: small files, real int8 arithmetic, masks as in fp32, and nothing written when they are not."""
 
+import getpass
+import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -23,7 +26,7 @@ from torch import Tensor, nn
 from seg.export import int8, onnx_
 from seg.export.calibration import calibration_cases, cases_in, network_inputs, verification_cases
 from seg.export.int8 import Quality, float_sets, layer_names, quantise, quantised
-from seg.infer.artifact import load
+from seg.infer.artifact import GOLDEN_KEY, load
 from seg.infer.backends import open_backend
 from seg.infer.errors import SegError
 from seg.infer.predict import segment
@@ -199,6 +202,37 @@ def test_the_same_scans_give_the_same_bytes(
     path = str(tmp_path / "again.onnx")
     quantise(fp32, path, calibration_cases(str(data), 5, ()), verification_cases(str(data), ()))
     assert Path(path).read_bytes() == Path(made[0]).read_bytes()
+
+
+SAME = """
+import sys
+from seg.export.calibration import calibration_cases, verification_cases
+from seg.export.int8 import quantise
+source, data, path = sys.argv[1:]
+quantise(source, path, calibration_cases(data, 5, ()), verification_cases(data, ()))
+"""
+
+
+def test_another_process_writes_the_same_bytes(
+    made: tuple[str, Quality, list[str]], fp32: str, data: Path, tmp_path: Path
+) -> None:
+    """With another order of sets, which the seed of hashing gives."""
+    path = tmp_path / "again.onnx"
+    command = [sys.executable, "-c", SAME, fp32, str(data), str(path)]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": "7"}, timeout=200)
+    digests = {hashlib.sha256(Path(p).read_bytes()).hexdigest() for p in (path, made[0])}
+    assert len(digests) == 1
+
+
+def test_no_trace_of_this_machine(made: tuple[str, Quality, list[str]], data: Path) -> None:
+    proto = onnx.load(made[0])
+    for entry in [p for p in proto.metadata_props if p.key == GOLDEN_KEY]:  # text of random letters
+        proto.metadata_props.remove(entry)
+    content = proto.SerializeToString()
+    here = Path(int8.__file__).resolve().parents[1]
+    traces = [".py", "site-packages", str(here), str(Path.home()) + "/", str(data), str(Path(made[0]).parent)]
+    traces += [name for name in (getpass.getuser(), socket.gethostname()) if len(name) > 3]
+    assert [trace for trace in traces if trace.encode() in content] == []
 
 
 def test_signed_activations_cover_the_same_range(fp32: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
