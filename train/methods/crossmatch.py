@@ -35,6 +35,7 @@ from ..losses import dice_loss, supervised_loss
 from ..networks import Network
 from ..strong import cutmix_boxes, strong_view
 from .base import Batch, Method, MethodConfig
+from .passes import Stream, in_one, in_two, kept_statistics
 
 Perturbation = Literal["dropout", "alpha", "feature_alpha"]
 Distance = Literal["dice", "dice_ce", "soft"]  # masked hard Dice; its mean with cross entropy; soft cross entropy
@@ -59,6 +60,9 @@ class CrossMatchConfig(MethodConfig):
     mix_batch: int = 0  # official: CutMix partners from a third loader; 0 takes the batch reversed
     teacher: Literal["stacked", "apart", "ema"] = "ema"
     ema: float = 0.99
+    batch_norm: Literal["shared", "apart"] = "shared"  # apart: clean streams, and their statistics, without perturbed ones
+        "shared"  # apart: perturbed streams by themselves, statistics of clean ones
+    )
     ramp_up: float = 0.4  # share of the run over which the unsupervised losses fade in; 0 acts from the first step
 
     def check(self) -> None:
@@ -158,7 +162,8 @@ class CrossMatch(Method):
             "teacher": of_teacher * (teacher.loss(ww) + teacher.loss(ws)),
         }
         del zx, wn, ww, ws, mix, mix_w, mix_s, given
-        z1, z2, sw, ss = self._streams(s1, s2)
+        with kept_statistics(self._network, cfg.batch_norm == "apart"):
+            z1, z2, sw, ss = self._streams(s1, s2)
         yield {
             "image": weight * cfg.ip_weight * (t1.loss(z1) + t2.loss(z2)) / 2,
             "teacher": of_teacher * (t2.loss(sw) + t2.loss(ss)),
@@ -189,15 +194,25 @@ class CrossMatch(Method):
         network, n, m = self._network, len(first), len(second)
         levels = network.encode(torch.cat([first, second]))
         head, tail = zip(*(level.split_with_sizes([n, m]) for level in levels), strict=True)
-        perturbed_tails = [self._perturbed(tail, p) for p in self._rates()]
+        streams = [head, *([tail] if stacked else []), *(self._perturbed(tail, p) for p in self._rates())]
+        found = [logits for (logits,) in self._decoded(streams)]
         if stacked:
-            logits = network.decode(stack([head, tail, *perturbed_tails]), head_dropout=False)
-            return logits.split_with_sizes([n, m, m, m])
-        z, weak, strong = network.decode(stack([head, *perturbed_tails]), False).split_with_sizes([n, m, m])
+            return tuple(found)
+        z, weak, strong = found
         with torch.no_grad():
             average = self._mean_teacher
             teacher = network.decode(tail, head_dropout=False) if average is None else average(second)
         return z, teacher, weak, strong
+
+    def _decoded(self, streams: Sequence[Stream]) -> list[Stream]:
+        """Logits of each stream; the last two are perturbed."""
+
+        def decode(levels: list[Tensor]) -> list[Tensor]:
+            return [self._network.decode(levels, head_dropout=False)]
+
+        if self.config.batch_norm == "shared":
+            return in_one(decode, streams)
+        return in_two(self._network, decode, streams, calm=range(len(streams) - 2))
 
     @property
     def _mean_teacher(self) -> Ema | None:
@@ -242,11 +257,6 @@ def perturbed(levels: Sequence[Tensor], p: float, kind: Perturbation, dims: int)
         return [level * whole(one, p) for level, one in zip(levels, ones, strict=True)]
     drop = F.alpha_dropout if kind == "alpha" else F.feature_alpha_dropout
     return [drop(level, p, training=True) for level in levels]
-
-
-def stack(streams: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Levels of several streams -> one batch per level."""
-    return [torch.cat(parts) for parts in zip(*streams, strict=True)]
 
 
 @dataclass(frozen=True)

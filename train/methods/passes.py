@@ -7,13 +7,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .crossmatch import stack
-
 Stream = Sequence[Tensor]
 Part = Callable[[list[Tensor]], Sequence[Tensor]]
+
+
+def stack(streams: Sequence[Stream]) -> list[Tensor]:
+    """Levels of several streams -> one batch per level."""
+    return [torch.cat(parts) for parts in zip(*streams, strict=True)]
 
 
 def in_one(run: Part, streams: Sequence[Stream]) -> list[Stream]:
