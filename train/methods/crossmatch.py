@@ -60,9 +60,7 @@ class CrossMatchConfig(MethodConfig):
     mix_batch: int = 0  # official: CutMix partners from a third loader; 0 takes the batch reversed
     teacher: Literal["stacked", "apart", "ema"] = "ema"
     ema: float = 0.99
-    batch_norm: Literal["shared", "apart"] = "shared"  # apart: clean streams, and their statistics, without perturbed ones
-        "shared"  # apart: perturbed streams by themselves, statistics of clean ones
-    )
+    batch_norm: Literal["shared", "apart"] = "shared"  # apart: perturbed streams leave clean ones alone
     ramp_up: float = 0.4  # share of the run over which the unsupervised losses fade in; 0 acts from the first step
 
     def check(self) -> None:
