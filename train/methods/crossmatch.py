@@ -160,7 +160,7 @@ class CrossMatch(Method):
             "teacher": of_teacher * (teacher.loss(ww) + teacher.loss(ws)),
         }
         del zx, wn, ww, ws, mix, mix_w, mix_s, given
-        with kept_statistics(self._network, cfg.batch_norm == "apart"):
+        with kept_statistics(self.student, cfg.batch_norm == "apart"):
             z1, z2, sw, ss = self._streams(s1, s2)
         yield {
             "image": weight * cfg.ip_weight * (t1.loss(z1) + t2.loss(z2)) / 2,
@@ -210,7 +210,7 @@ class CrossMatch(Method):
 
         if self.config.batch_norm == "shared":
             return in_one(decode, streams)
-        return in_two(self._network, decode, streams, calm=range(len(streams) - 2))
+        return in_two(self.student, decode, streams, calm=range(len(streams) - 2))
 
     @property
     def _mean_teacher(self) -> Ema | None:
