@@ -50,6 +50,17 @@ def plain_dice(logits: Tensor, label: Tensor, confidence: Tensor, c: float) -> T
     return sum(losses, torch.zeros(())) / len(losses)
 
 
+def plain_distance(cfg: CrossMatchConfig, logits: Tensor, target: tuple[Tensor, Tensor], c: float) -> Tensor:
+    """D: equation 3, or its mean with the cross entropy of the same voxels, over all."""
+    dice = plain_dice(logits, *target, c)
+    if cfg.distance == "dice":
+        return dice
+    label, confidence = target
+    log = logits.log_softmax(dim=1).movedim(1, -1)
+    lost = -log[confidence >= c].gather(1, label[confidence >= c][:, None]).sum() / label.numel()
+    return (dice + lost) / 2
+
+
 def guess(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Hard label and confidence of each voxel."""
     confidence, label = logits.detach().softmax(dim=1).max(dim=1)
@@ -105,17 +116,14 @@ def combine(
     wn1, wn2 = (pasted(targets["wn"], mix["wn"], box) for box in boxes)
     kept = (targets["wn"][1] >= c).float().mean()
     assert 0.05 < kept < 0.95 or c < 0.6, "the mask should matter"
-    l_ip = (plain_dice(streams["s1"], *wn1, c) + plain_dice(streams["s2"], *wn2, c)) / 2
-    l_tkd = (
-        plain_dice(streams["ww"], *targets["wn"], c)
-        + plain_dice(streams["ws"], *targets["wn"], c)
-        + plain_dice(streams["sw"], *wn2, c)
-        + plain_dice(streams["ss"], *wn2, c)
-    ) / 4
-    l_dkd = (
-        plain_dice(streams["sw"], *pasted(targets["ww"], mix["ww"], box2), c)
-        + plain_dice(streams["ss"], *pasted(targets["ws"], mix["ws"], box2), c)
-    ) / 2
+
+    def d(name: str, target: tuple[Tensor, Tensor]) -> Tensor:
+        return plain_distance(cfg, streams[name], target, c)
+
+    l_ip = (d("s1", wn1) + d("s2", wn2)) / 2
+    l_tkd = (d("ww", targets["wn"]) + d("ws", targets["wn"]) + d("sw", wn2) + d("ss", wn2)) / 4
+    k1, k2 = (pasted(targets[name], mix[name], box2) for name in ("ww", "ws"))
+    l_dkd = (d("sw", k1) + d("ss", k2)) / 2
     x = streams["x"]
     everywhere = torch.ones_like(batch.y, dtype=torch.float32)
     l_sup = (F.cross_entropy(x, batch.y) + plain_dice(x, batch.y, everywhere, 0.5)) / 2
@@ -167,26 +175,60 @@ def official(method: CrossMatch, batch: Batch, step: int) -> dict[str, Tensor]:
     return combine(cfg, batch, c, cfg.scale, streams, mix, boxes)
 
 
+def frozen(net: VNet, run: Callable[[], list[Tensor]]) -> list[Tensor]:
+    """Normalised by the batch, and the running statistics as they were."""
+    before = {name: value.clone() for name, value in net.named_buffers() if "running" in name}
+    found = run()
+    for name, value in net.named_buffers():
+        if name in before:
+            value.data.copy_(before[name])  # a plain copy_ would count as a change of what backward needs
+    return found
+
+
+def together(net: VNet, streams: list[list[Tensor]]) -> list[Tensor]:
+    """Logits of streams that are decoded in one batch."""
+    logits = net.decode([torch.cat([s[k] for s in streams]) for k in range(5)], head_dropout=False)
+    return list(logits.split([len(s[0]) for s in streams]))
+
+
 def fast(method: CrossMatch, batch: Batch, step: int) -> dict[str, Tensor]:
-    """Two passes; the teacher stands apart from the first: averaged weights, or the student's clean stream."""
+    """The teacher stands apart from the first pass: averaged weights, or the student's clean stream.
+
+    With batch norm apart, perturbed streams are decoded by themselves, and nothing but x and u moves the statistics.
+    """
     cfg, net, u, g = method.config, method.student, batch.u, batch.generator
     assert isinstance(net, VNet)
+    apart = cfg.batch_norm == "apart"
     s1, s2 = strong_view(u, g), strong_view(u, g)
     boxes = cutmix_boxes(len(u), u.shape[2:], g), cutmix_boxes(len(u), u.shape[2:], g)
     s1, s2 = (paste_image(s, torch.flip(s, [0]), box) for s, box in zip((s1, s2), boxes, strict=True))
     n, m = len(batch.x), len(u)
+    weak, strong = 0.5 - cfg.gap / 2, 0.5 + cfg.gap / 2
     levels = net.encode(torch.cat([batch.x, u]))
     of_x, of_u = [level[:n] for level in levels], [level[n:] for level in levels]
-    stack = [of_x, perturb(of_u, 0.5 - cfg.gap / 2), perturb(of_u, 0.5 + cfg.gap / 2)]
-    logits = net.decode([torch.cat([s[k] for s in stack]) for k in range(5)], head_dropout=False)
-    streams = {"x": logits[:n], "ww": logits[n : n + m], "ws": logits[n + m :]}
+    if apart:
+        (x,) = together(net, [of_x])
+        ww, ws = frozen(net, lambda: together(net, [perturb(of_u, weak), perturb(of_u, strong)]))
+    else:
+        x, ww, ws = together(net, [of_x, perturb(of_u, weak), perturb(of_u, strong)])
+    streams = {"x": x, "ww": ww, "ws": ws}
     with torch.no_grad():
         if cfg.teacher == "ema":
             assert method.average is not None
             streams["wn"] = method.average.network.eval()(u)
         else:
             streams["wn"] = net.decode(of_u, head_dropout=False)
-    streams |= dict(zip(("s1", "s2", "sw", "ss"), four(net, cfg, s1, s2), strict=True))
+
+    def views() -> list[Tensor]:
+        if not apart:
+            return four(net, cfg, s1, s2)
+        levels = net.encode(torch.cat([s1, s2]))
+        of_s1, of_s2 = [level[:m] for level in levels], [level[m:] for level in levels]
+        clean = together(net, [of_s1, of_s2])
+        return clean + together(net, [perturb(of_s2, weak), perturb(of_s2, strong)])
+
+    seen = frozen(net, views) if apart else views()
+    streams |= dict(zip(("s1", "s2", "sw", "ss"), seen, strict=True))
     length = cfg.ramp_up * ITERATIONS
     ramp = math.exp(-5 * (1 - min(1, step / length)) ** 2) if length else 1.0
     weight = cfg.scale * ramp
@@ -213,8 +255,10 @@ CASES = [
     ("official", official, {}, 1),
     ("official", official, {}, 60),
     ("fast", fast, {}, 10),
-    ("fast", fast, {"ramp_up": 0.0, "ip_weight": 0.7}, 0),
+    ("fast", fast, {"ramp_up": 0.0, "ip_weight": 0.7, "gap": 0.5}, 0),
     ("fast", fast, {"teacher": "apart", "ema": 0.0}, 70),
+    ("fast", fast, {"batch_norm": "shared", "distance": "dice", "kd_weight": 1.0}, 10),
+    ("fast", fast, {"teacher": "apart", "ema": 0.0, "batch_norm": "shared"}, 70),
 ]
 
 

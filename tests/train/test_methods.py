@@ -184,7 +184,7 @@ def test_gap(gap: float, rates: tuple[float, float]) -> None:
 
 @pytest.mark.parametrize("perturbation", ["dropout", "alpha", "feature_alpha"])
 def test_perturbations_act_and_differ(perturbation: str) -> None:
-    method = crossmatch(perturbation=perturbation)
+    method = crossmatch(perturbation=perturbation, gap=0.5)
     levels = [torch.rand(2, 4, 8, 8, 8) + 1]
     torch.manual_seed(0)
     (weak,), (strong,) = (method._perturbed(levels, p) for p in method._rates())

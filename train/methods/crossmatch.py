@@ -9,13 +9,22 @@ Losses (equations 10 to 12):
     L_dkd = mean of D(sw; ww), D(ss; ws)                        assistant distillation
     L     = scale * (L_sup + w_ip L_ip + w_kd ((1 - eta) L_tkd + eta L_dkd))
 
-D is the Dice loss against hard targets where the teacher is confident. Paper, paper-time code and today's code
-differ; `Config` covers all three and the presets say which value comes from where. Common to all: the box of CutMix
-has the volume drawn, and the CutMix partner is the batch reversed unless `mix_batch` asks for the official third
-loader. As published there are two passes, [x, u] and [s1, s2], and batch norm sees each by itself. The second's targets
-carry no gradient, so that the loop takes the first's gradients before it: half the memory. `teacher="stacked"` has the
-teacher among the first pass's streams, as published; otherwise it stands apart, without gradient.
-Perturbations are functions of the training step: nothing of them is in `deployed()`.
+D is the Dice loss against hard targets where the teacher is confident, or its mean with their cross entropy. Paper,
+paper-time code and today's code differ; `Config` covers all three and the presets say which value comes from where.
+Common to all: the box of CutMix has the volume drawn, and the CutMix partner is the batch reversed unless `mix_batch`
+asks for the official third loader. There are two passes, [x, u] and [s1, s2], and batch norm sees each by itself. The
+second's targets carry no gradient, so that the loop takes the first's gradients before it: half the memory.
+`teacher="stacked"` has the teacher among the first pass's streams, as published; otherwise it stands apart, without
+gradient. Perturbations are functions of the training step: nothing of them is in `deployed()`.
+
+What `fast` changes and why (hippocampus, 10 labels, 800 steps, one seed; Dice in percent, supervised training 83.8):
+
+* Dice on confident voxels alone makes the foreground grow: 77.8 to 82.5 at a precision far below the recall. With cross
+  entropy beside it 82.5 becomes 84.4.
+* Streams whose channels are dropped have more variance. In one batch with them labelled scans are normalised by a
+  variance that no scan has at inference. `batch_norm="apart"` normalises perturbed streams by themselves and keeps
+  running statistics of clean, weakly augmented scans alone: 82.5 after 81.3.
+* Weights of 0.3 in the place of 1: 84.6 after 84.4.
 """
 
 import math
@@ -38,7 +47,7 @@ from .base import Batch, Method, MethodConfig
 from .passes import Stream, in_one, in_two, kept_statistics
 
 Perturbation = Literal["dropout", "alpha", "feature_alpha"]
-Distance = Literal["dice", "dice_ce", "soft"]  # masked hard Dice; its mean with cross entropy; soft cross entropy
+Distance = Literal["dice", "dice_ce"]
 
 
 @dataclass(frozen=True)
@@ -261,12 +270,10 @@ class StreamTarget:
     Attributes
     ----------
     label, keep : (B, X, Y[, Z]) hard labels, and 1 where the confidence reaches the threshold.
-    soft : (B, K, X, Y[, Z]) probabilities, of the distance `soft` alone.
     """
 
     label: Tensor
     keep: Tensor
-    soft: Tensor | None
     distance: Distance
 
     @classmethod
@@ -283,14 +290,11 @@ class StreamTarget:
         z = logits.detach().float()
         if mix is not None and box is not None:
             z = torch.where(box[:, None], mix.detach().float(), z)
-        p = z.softmax(dim=1)
-        confidence, label = p.max(dim=1)
-        return cls(label, (confidence >= threshold).float(), p if distance == "soft" else None, distance)
+        confidence, label = z.softmax(dim=1).max(dim=1)
+        return cls(label, (confidence >= threshold).float(), distance)
 
     def loss(self, logits: Tensor) -> Tensor:
         """Distance of (B, K, ...) logits."""
-        if self.soft is not None:
-            return F.cross_entropy(logits.float(), self.soft)
         dice = dice_loss(logits, self.label, self.keep)
         if self.distance == "dice":
             return dice
