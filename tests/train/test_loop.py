@@ -171,15 +171,18 @@ def test_memory_is_what_the_container_leaves(monkeypatch: pytest.MonkeyPatch) ->
     assert device.memory_of(torch.device("cpu")) == 12345 // 2
 
 
-def test_killed_and_resumed_is_the_same_run(workplace: Path) -> None:
-    step = random.randint(1, 4)
-    run = start(workplace, "killed")
-    wait_for_step(workplace / "killed", step)
+@pytest.mark.parametrize("number", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 50))])
+def test_killed_and_resumed_is_the_same_run(workplace: Path, number: int) -> None:
+    """Anywhere between two checkpoints, and while one is written: the same weights, moments, log and validation."""
+    step, delay, name = random.randint(1, 4), random.uniform(0, 0.15), f"killed{number}"
+    run = start(workplace, name)
+    wait_for_step(workplace / name, step)
+    time.sleep(delay)
     run.kill()
     assert run.wait() == -signal.SIGKILL
-    assert steps_logged(workplace / "killed") < STEPS, f"finished before it was killed at step {step}"
-    train(workplace, "killed", resume=True)
-    assert_same_run(workplace, "killed")
+    assert steps_logged(workplace / name) < STEPS, f"finished before it was killed {delay:.3f} s after step {step}"
+    train(workplace, name, resume=True)
+    assert_same_run(workplace, name)
 
 
 def test_sigterm_saves_and_says_so(workplace: Path) -> None:
