@@ -17,7 +17,7 @@ second's targets carry no gradient, so that the loop takes the first's gradients
 `teacher="stacked"` has the teacher among the first pass's streams, as published; otherwise it stands apart, without
 gradient. Perturbations are functions of the training step: nothing of them is in `deployed()`.
 
-What `fast` changes and why (hippocampus, 10 labels, 800 steps, one seed; Dice in percent, supervised training 83.8):
+What `fast` changes and why (hippocampus, 10 labels, 800 steps, one seed; Dice in percent, supervised training 83.6):
 
 * Dice on confident voxels alone makes the foreground grow: 77.8 to 82.5 at a precision far below the recall. With cross
   entropy beside it 82.5 becomes 84.4.
