@@ -66,6 +66,7 @@ class Ablation:
 
 
 BOTH = "hstf_crossmatch"
+ITS_CONSTANTS = "gap=0.5,distance=dice,batch_norm=shared,ip_weight=0.5,kd_weight=1.0"  # what hstf_crossmatch has
 PARTS = (
     ("EMA teacher, threshold", "csc=off,feature_weight=0.0,rounds=[],weights=threshold"),
     ("+ scaled consistency", "feature_weight=0.0,rounds=[],weights=threshold"),
@@ -101,7 +102,7 @@ ABLATIONS = {
         "From CrossMatch to HSTF",
         None,
         methods=(
-            ("crossmatch:fast", "crossmatch:fast"),
+            ("CrossMatch with HSTF's constants", f"crossmatch:fast,{ITS_CONSTANTS}"),
             *((name, f"{BOTH},{options}") for name, options in PARTS),
             ("+ curriculum: all", BOTH),
         ),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from seg.train.methods import METHODS, Batch, hstf, hstf_crossmatch
 from seg.train.methods.hstf import Hstf, distribution_loss
-from seg.train.methods.passes import in_one, in_two
+from seg.train.methods.streams import in_one, in_two
 from seg.train.networks.hstf import Hstf2d
 from seg.train.networks.vnet import VNet
 

@@ -38,7 +38,7 @@ from ..ramp import ramped
 from ..strong import cutmix_boxes, strong_view
 from ..zoom import Zoom
 from .base import Batch, Method, MethodConfig, pointwise
-from .passes import Part, Stream, in_one, in_two, kept_statistics
+from .streams import Part, Stream, in_one, in_two, kept_statistics
 
 FEATURE_LEVEL = 3  # the first token stage of the hybrid
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from ..losses import dice_loss
 from ..strong import cutmix_boxes, strong_view
 from .base import Batch
-from .crossmatch import Perturbation, StreamTarget, perturbed
 from .hstf import Hstf, HstfConfig, Target
+from .streams import Perturbation, StreamTarget, perturbed
 
 
 @dataclass(frozen=True)
