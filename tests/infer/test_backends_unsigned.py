@@ -1,0 +1,79 @@
+"""Signed eight-bit activations after a ReLU become unsigned in OpenVINO: same range, half the step."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import openvino
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from seg.infer.backends.openvino_ import OpenVinoBackend
+from seg.infer.backends.unsigned import use_unsigned
+
+from . import small_nets
+
+SCALE = 0.02  # of the quantised activation; its highest value is 127 times that
+WEIGHTS = np.random.default_rng(1).standard_normal((4, 2, 1, 1, 1)).astype(np.float32)
+
+
+def quantised(path: Path, activation: str) -> str:
+    """Convolution to 4 channels, `activation` ("" for none), quantised to int8, summed over channels."""
+
+    def constant(name: str, value: np.ndarray) -> onnx.TensorProto:
+        return numpy_helper.from_array(value, name)
+
+    def value(name: str, channels: int) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", channels, "x", "y", "z"])
+
+    act = [helper.make_node(activation, ["c"], ["a"])] if activation else []
+    nodes = [
+        helper.make_node("Conv", ["image", "w"], ["c"]),
+        *act,
+        helper.make_node("QuantizeLinear", ["a" if activation else "c", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
+        helper.make_node("Conv", ["d", "ones"], ["logits"]),
+    ]
+    constants = [
+        constant("w", WEIGHTS),
+        constant("scale", np.float32(SCALE)),
+        constant("zero", np.int8(0)),
+        constant("ones", np.ones((1, 4, 1, 1, 1), np.float32)),
+    ]
+    return small_nets.save(helper.make_graph(nodes, "q", [value("image", 2)], [value("logits", 1)], constants), path)
+
+
+def features(x: np.ndarray) -> np.ndarray:
+    return np.einsum("kc,ncxyz->nkxyz", WEIGHTS[:, :, 0, 0, 0], x)
+
+
+def test_step_is_halved_and_range_kept(tmp_path: Path) -> None:
+    x = small_nets.windows(1, 2, 6, 5, 4)
+    found = OpenVinoBackend(quantised(tmp_path / "q.onnx", "Relu")).run(x)
+    high, relu = 127 * SCALE, np.maximum(features(x), 0)
+    assert relu.max() > high  # some values lie beyond the range, and are cut off
+    expected = np.round(np.minimum(relu, high) * 255 / high) * high / 255
+    np.testing.assert_allclose(found, expected.sum(1, keepdims=True), atol=1.01 * high / 255)  # ties may go either way
+    assert np.median(np.abs(found - expected.sum(1, keepdims=True))) < 1e-5
+
+
+def test_values_below_zero_keep_their_sign(tmp_path: Path) -> None:
+    x = small_nets.windows(1, 2, 6, 5, 4)
+    found = OpenVinoBackend(quantised(tmp_path / "q.onnx", "")).run(x)
+    expected = np.clip(np.round(features(x) / SCALE), -128, 127) * SCALE
+    np.testing.assert_allclose(found, expected.sum(1, keepdims=True), atol=1.01 * SCALE)
+
+
+@pytest.mark.parametrize(("activation", "count"), [("Relu", 1), ("", 0), ("Tanh", 0)])
+def test_only_what_is_never_negative(tmp_path: Path, activation: str, count: int) -> None:
+    model = openvino.Core().read_model(quantised(tmp_path / "q.onnx", activation))
+    assert use_unsigned(model, openvino.opset13) == count
+
+
+@pytest.mark.parametrize("name", ["left-atrium", "hippocampus"])
+def test_shipped_models_lose_all_but_the_input(name: str) -> None:
+    models = Path(__file__).parents[2] / "infer" / "models"
+    model = openvino.Core().read_model(models / f"{name}.int8.onnx")
+    signed = sum(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+    assert use_unsigned(model, openvino.opset13) == signed - 1
+    assert use_unsigned(openvino.Core().read_model(models / f"{name}.onnx"), openvino.opset13) == 0
