@@ -16,6 +16,7 @@ Of HSTF, on V-Net, or with --network hstf, hstf_s or hstf2d under another --name
   hstf-rounds    of pseudo-labels: none, one, three; without cleaning, without stability in the quality
   hstf-weights   of voxels: none, a hard threshold, SoftMatch's
   hstf-statistics  of batch norm for inference: from labelled and weak streams, from strong ones too, from scaled too
+  hstf-streams   of CrossMatch: as its fast preset has them, with Dice alone, as proposed
 
 Of its network, whatever --network says (but --network hstf shares the row of the whole network with those above):
 
@@ -31,8 +32,9 @@ common (the preset as it is) are trained once. Killed, it goes on where it was: 
   python benchmarks/ablations.py gap --name la-paper --data LA --labels 8 --window 112,112,80 --spacing 0.625 \\
       --width 16 --iterations 9000 --seeds 0
   python benchmarks/ablations.py perturbation --name la-paper --data LA --labels 4 8 16 ...
-  python benchmarks/ablations.py hstf-methods hstf-parts hstf-scale hstf-rounds hstf-weights hstf-statistics \\
-      --name hstf-hippocampus --data hippocampus --labels 10 --window 32,48,32 --width 8 --iterations 800
+  python benchmarks/ablations.py hstf-methods hstf-parts hstf-scale hstf-rounds hstf-weights \\
+      hstf-statistics hstf-streams --name hstf-hippocampus --data hippocampus \\
+      --labels 10 --window 32,48,32 --width 8 --iterations 800
   python benchmarks/ablations.py hstf-attention hstf-design hstf-backbones --network hstf --name hstf-networks ...
 """
 
@@ -66,7 +68,7 @@ class Ablation:
 
 
 BOTH = "hstf_crossmatch"
-ITS_CONSTANTS = "gap=0.5,distance=dice,batch_norm=shared,ip_weight=0.5,kd_weight=1.0"  # what hstf_crossmatch has
+PROPOSED = "gap=0.5,distance=dice,strong_statistics=true,ip_weight=0.5,kd_weight=1.0"
 PARTS = (
     ("EMA teacher, threshold", "csc=off,feature_weight=0.0,rounds=[],weights=threshold"),
     ("+ scaled consistency", "feature_weight=0.0,rounds=[],weights=threshold"),
@@ -102,7 +104,7 @@ ABLATIONS = {
         "From CrossMatch to HSTF",
         None,
         methods=(
-            ("CrossMatch with HSTF's constants", f"crossmatch:fast,{ITS_CONSTANTS}"),
+            ("CrossMatch", "crossmatch:fast"),
             *((name, f"{BOTH},{options}") for name, options in PARTS),
             ("+ curriculum: all", BOTH),
         ),
@@ -132,9 +134,18 @@ ABLATIONS = {
         "Batch norm's statistics for inference",
         None,
         methods=(
-            ("labelled and weak", f"{BOTH},strong_statistics=false"),
-            ("and strong", BOTH),
+            ("labelled and weak", BOTH),
+            ("and strong", f"{BOTH},strong_statistics=true"),
             ("and scaled", f"{BOTH},scaled_statistics=true"),
+        ),
+    ),
+    "hstf-streams": Ablation(
+        "CrossMatch's streams",
+        None,
+        methods=(
+            ("as crossmatch:fast", BOTH),
+            ("Dice alone", f"{BOTH},distance=dice"),
+            ("as proposed", f"{BOTH},{PROPOSED}"),
         ),
     ),
     "hstf-attention": Ablation("What the transformer gives", None, methods=networks(ATTENTION)),

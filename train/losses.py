@@ -51,6 +51,16 @@ def linear_dice(logits: Tensor, target: Tensor, keep: Tensor | None = None) -> T
     return (1.0 - ratio).mean()
 
 
+def distribution_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """1/2 sum(w KL(target || p)) / sum(w) + 1/2 weighted Dice over the foreground; target (N, K, ...) sums to 1."""
+    log_p = logits.float().log_softmax(dim=1)
+    divergence = (target * (target.clamp_min(1e-6).log() - log_p)).sum(dim=1)
+    mean = (weight * divergence).sum() / weight.sum().clamp_min(1)
+    p = log_p.exp()
+    dice = [soft_dice(p[:, k], target[:, k], weight) for k in range(1, p.shape[1])]
+    return 0.5 * (mean + torch.stack(dice).mean())
+
+
 def one_hot(target: Tensor, classes: int) -> Tensor:
     """(N, ...) int -> (N, K, ...) float32."""
     return F.one_hot(target, classes).movedim(-1, 1).float()

@@ -8,8 +8,9 @@ import torch
 from tiny import make_batch
 from torch import Tensor, nn
 
+from seg.train.losses import distribution_loss
 from seg.train.methods import METHODS, Batch, hstf, hstf_crossmatch
-from seg.train.methods.hstf import Hstf, distribution_loss
+from seg.train.methods.hstf import Hstf
 from seg.train.methods.streams import in_one, in_two
 from seg.train.networks.hstf import Hstf2d
 from seg.train.networks.vnet import VNet
@@ -134,7 +135,7 @@ def test_voxel_weights_are_softmatchs_of_each_class() -> None:
     expected = [torch.tensor(-2 * 0.2**2 / variance).exp().item(), 1, 1, 1, 1]
     assert found.flatten().tolist() == pytest.approx(expected, rel=1e-4)
     method._weight(torch.tensor([[0.7]]), torch.tensor([[1]]))  # the second update is half of the mean
-    assert method.confidence[0].tolist() == pytest.approx([0.8, 0.8])
+    assert method.softmatch.statistics[0].tolist() == pytest.approx([0.8, 0.8])
 
 
 def test_thresholds_are_the_control() -> None:

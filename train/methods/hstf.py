@@ -6,9 +6,8 @@ The paper proposes the parts without equations or numbers; each is made concrete
 
 * Burn-in: supervision alone, labelled windows pasted into each other.
 * Targets: the teacher's probability P of the weak view, and where the bank (see `refinement`) has the voxel their
-  geometric mean; no weight where the two disagree or cleaning changed the voxel. Voxel weights as in SoftMatch (Chen et
-  al., ICLR 2023), with statistics for each class: FreeMatch's thresholds scale with class frequency, so that a small
-  foreground would accept everything.
+  geometric mean; no weight where the two disagree or cleaning changed the voxel. Voxel weights as in SoftMatch, of each
+  class (see `softmatch`).
 * CSC: the student's prediction of the window at another scale against the teacher's at its own, on the coarser of the
   two grids: 1/2 KL + 1/2 Dice, sharpened targets; and the cosine between the features of the first token stage.
   It is consistency of inputs, not of an output pyramid: URPC's pyramid scores below UA-MT on the left atrium.
@@ -17,7 +16,6 @@ The paper proposes the parts without equations or numbers; each is made concrete
 Departures from the proposal. Lengths are shares of the run (of 9000 iterations), so that short runs have all parts.
 Views have one exact scale along all axes, and a grid that the stride divides (see `zoom`), where the proposal lists
 windows for one size. Half of the labelled windows are seen scaled, since all would cost more than an iteration may.
-SoftMatch's averages start from what is seen, not from constants: short runs would not forget these.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,11 +28,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ema import Ema
-from ..losses import soft_dice, supervised_loss
+from ..losses import distribution_loss, soft_dice, supervised_loss
 from ..networks import Network
-from ..processes import summed
 from ..pseudo import Rules
 from ..ramp import ramped
+from ..softmatch import SoftMatch
 from ..strong import cutmix_boxes, strong_view
 from ..zoom import Zoom
 from .base import Batch, Method, MethodConfig, pointwise
@@ -107,12 +105,12 @@ class Hstf(Method):
         super().__init__(network, config, iterations)
         net = self._network
         self.teacher = Ema(network, config.ema)
-        widths, classes = net.widths[FEATURE_LEVEL], net.classes
+        widths = net.widths[FEATURE_LEVEL]
         learned = config.feature_weight > 0 and config.csc not in ("off", "augment")
         self.predictor = pointwise(net, widths, widths) if learned else None
         kept = 2 if config.rounds and config.stability else 0
         self.early = nn.ModuleList(Ema(network, config.ema) for _ in range(kept))
-        self.confidence = nn.Buffer(torch.zeros(3, classes))  # mean, variance, updates of each class
+        self.softmatch = SoftMatch(net.classes, config.ema)
 
     @property
     def _network(self) -> Network:
@@ -152,7 +150,7 @@ class Hstf(Method):
     def _unused(self) -> Tensor:
         """0, for processes that wait for the gradient of every parameter."""
         parts = [p.sum() for p in self.predictor.parameters()] if self.predictor is not None else []
-        return 0.0 * torch.stack([self.confidence.new_zeros(()), *parts]).sum()
+        return 0.0 * torch.stack([self.softmatch.statistics.new_zeros(()), *parts]).sum()
 
     def _target(self, p: Tensor, bank: Tensor | None) -> Target:
         """Fused, sharpened, weighted; `p` (U, K, ...) is the teacher's probability."""
@@ -170,26 +168,13 @@ class Hstf(Method):
         return Target(label, agreed * self._weight(confidence, label), sharp)
 
     def _weight(self, confidence: Tensor, label: Tensor) -> Tensor:
-        """(U, ...) in [0, 1]: exp(-2 min(confidence - mean, 0)^2 / variance), of the voxel's class."""
+        """(U, ...) in [0, 1]."""
         if self.config.weights == "none":
             return torch.ones_like(confidence)
         if self.config.weights == "threshold":
             return (confidence >= self.config.threshold).float()
-        classes = self._network.classes
-        each = F.one_hot(label.flatten(), classes).float()
-        values = confidence.flatten()[:, None]
-        count, first, second = summed(
-            torch.stack([each.sum(dim=0), (each * values).sum(dim=0), (each * values.square()).sum(dim=0)])
-        )
-        mean = first / count.clamp_min(1)
-        variance = (second / count.clamp_min(1) - mean.square()).clamp_min(0)
-        old, seen = self.confidence[:2], self.confidence[2]
-        alpha = torch.minimum(1 - 1 / (seen + 1), torch.full_like(seen, self.config.ema))
-        alpha = torch.where(count > 0, alpha, 1.0)
-        self.confidence[:2] = alpha * old + (1 - alpha) * torch.stack([mean, variance])
-        self.confidence[2] = seen + (count > 0)
-        mean, variance = self.confidence[0][label], self.confidence[1][label]
-        return torch.exp(-2 * (confidence - mean).clamp_max(0).square() / variance.clamp_min(1e-8))
+        weight: Tensor = self.softmatch(confidence, label)
+        return weight
 
     def _views(self, batch: Batch, step: int, target: Target) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits of the labelled windows, and the losses of unlabelled ones at their own scale."""
@@ -287,13 +272,3 @@ class Hstf(Method):
     def deployed(self) -> nn.Module:
         """The teacher: averaged weights."""
         return self.teacher.network
-
-
-def distribution_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """1/2 sum(w KL(target || p)) / sum(w) + 1/2 weighted Dice over the foreground; target (N, K, ...) sums to 1."""
-    log_p = logits.float().log_softmax(dim=1)
-    divergence = (target * (target.clamp_min(1e-6).log() - log_p)).sum(dim=1)
-    mean = (weight * divergence).sum() / weight.sum().clamp_min(1)
-    p = log_p.exp()
-    dice = [soft_dice(p[:, k], target[:, k], weight) for k in range(1, p.shape[1])]
-    return 0.5 * (mean + torch.stack(dice).mean())

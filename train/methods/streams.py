@@ -72,8 +72,8 @@ class StreamTarget:
 
     Attributes
     ----------
-    label, keep : (B, X, Y[, Z]) hard labels, and 1 where the confidence reaches the threshold.
-    distance : Dice loss on the confident voxels, or its mean with their cross entropy.
+    label, keep : (B, X, Y[, Z]) hard labels and weights: 1 where the confidence reaches a threshold, or in [0, 1].
+    distance : Dice loss on weighted voxels, or its mean with their cross entropy.
     """
 
     label: Tensor
