@@ -50,6 +50,7 @@ from typing import Any
 import environment as env
 import experiments as ex
 from seeds import Rows, Summary, columns, label_names, series, shifts, with_labels
+from trainings import Row, config_of
 
 BASELINE = "supervised"
 
@@ -136,7 +137,7 @@ ABLATIONS = {
         methods=(
             ("labelled and weak", BOTH),
             ("and strong", f"{BOTH},strong_statistics=true"),
-            ("and scaled", f"{BOTH},scaled_statistics=true"),
+            ("and scaled", f"{BOTH},strong_statistics=true,scaled_statistics=true"),
         ),
     ),
     "hstf-streams": Ablation(
@@ -186,7 +187,7 @@ def benchmark(options: argparse.Namespace) -> int:
         partial(panels, base=base, network=settings.network),
     )
     rows = [
-        ex.Row(method, labels, seed)
+        Row(method, labels, seed)
         for seed in options.seeds
         for name in options.ablations
         for labels in options.labels
@@ -203,7 +204,7 @@ def variants(ablation: Ablation, base: str, network: str = "vnet") -> dict[float
         return {value: method.removesuffix(f"@{network}") for value, method in ablation.methods}
     if ablation.option is None:
         return {BASELINE: BASELINE, base: base}
-    own = getattr(ex.config_of(base, network), ablation.option)
+    own = getattr(config_of(base, network), ablation.option)
     return {value: base if value == own else f"{base},{ablation.option}={value}" for value in ablation.values}
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import environment as env
 import experiments as ex
 from seeds import ALL, Rows, Summary, columns, label_names, series, shifts, unit_of, with_labels
+from trainings import Row, config_of
 
 MANY = 7  # methods, beyond which a chart of points has more series than colours
 METHODS = ("supervised", "crossmatch:paper", "crossmatch:official", "crossmatch:fast")
@@ -57,14 +58,14 @@ def benchmark(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def plan_rows(methods: Sequence[str], labels: Sequence[int | str], seeds: Sequence[int]) -> list[ex.Row]:
+def plan_rows(methods: Sequence[str], labels: Sequence[int | str], seeds: Sequence[int]) -> list[Row]:
     """Seed by seed, so that a partial table has all methods; `all` is for methods without unlabelled data."""
     return [
-        ex.Row(method, count, seed)
+        Row(method, count, seed)
         for seed in seeds
         for count in labels
         for method in methods
-        if count != ALL or not ex.config_of(method).unlabeled_batch
+        if count != ALL or not config_of(method).unlabeled_batch
     ]
 
 

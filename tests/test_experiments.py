@@ -191,7 +191,7 @@ def test_mean_and_spread_over_seeds() -> None:
 def test_every_ablation_is_an_option_of_the_method() -> None:
     """Tables 4 and 5 and Fig. 5 of the paper, value for value; the preset's own value is the preset."""
     from ablations import ABLATIONS, variants
-    from experiments import config_of
+    from trainings import config_of
 
     base = "crossmatch:paper"
     for network, ablation in product(("unet2d", "vnet"), ABLATIONS.values()):
@@ -210,12 +210,12 @@ def test_every_ablation_is_an_option_of_the_method() -> None:
 def test_every_row_of_hstfs_ablations_can_be_trained() -> None:
     """Each names options and networks that exist, and rows of one table differ."""
     from ablations import ABLATIONS, variants
-    from experiments import config_of, parse_method
+    from trainings import config_of, parse_method
 
     tables = {name: variants(ablation, "crossmatch:paper") for name, ablation in ABLATIONS.items() if ablation.methods}
     assert list(tables) == [
         *("hstf-methods", "hstf-parts", "hstf-scale", "hstf-rounds", "hstf-weights", "hstf-statistics"),
-        *("hstf-attention", "hstf-design", "hstf-backbones"),
+        *("hstf-streams", "hstf-attention", "hstf-design", "hstf-backbones"),
     ]
     for methods in tables.values():
         recipes = [parse_method(method) for method in methods.values()]
@@ -234,7 +234,7 @@ def test_every_row_of_hstfs_ablations_can_be_trained() -> None:
 
 def test_ablations_of_the_network_have_every_variant_once() -> None:
     from ablations import ABLATIONS, variants
-    from experiments import parse_method
+    from trainings import parse_method
 
     from seg.train.networks.hstf_variants import VARIANTS
 
@@ -251,7 +251,7 @@ def test_ablations_of_the_network_have_every_variant_once() -> None:
 
 
 def test_a_row_may_name_its_network() -> None:
-    from experiments import Row, config_of, parse_method
+    from trainings import Row, config_of, parse_method
 
     assert parse_method("crossmatch:fast@hstf_s,eta=0.1") == ("crossmatch", "fast", "hstf_s", {"eta": 0.1})
     assert parse_method("supervised@hstf") == ("supervised", None, "hstf", {})
