@@ -7,8 +7,8 @@ ReLUs that did not fuse, quantisation of the input, changes of memory layout.
 
 Tried on the shipped model, and not worth its price: the last transposed convolution as a 1x1x1 convolution and a
 shuffle of its channels (1.10 times faster as a whole, the last two 1.12); the first convolution over four slices at a
-time (its own time falls by a third, and the changes of layout around it cost more: 0.96). Unsigned activations (1.1 to 1.2)
-are in the engine, not in the file, which TensorRT would misread.
+time (its own time falls by a third, and the changes of layout around it cost more: 0.96). Unsigned activations (1.1 to
+1.2) are in the engine, not in the file, which TensorRT would misread.
 
     python benchmarks/int8_profile.py infer/models/left-atrium.onnx infer/models/left-atrium.int8.onnx
 """

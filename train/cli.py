@@ -168,6 +168,9 @@ def _tell_result(result: dict[str, Any], tell: Callable[[str], None]) -> None:
             f"{label:<16} Dice {mean['dice']:.4f}  Jaccard {mean['jaccard']:.4f}  "
             f"95HD {mean['hd95']:.2f} {unit}  ASD {mean['asd']:.2f} {unit}"
         )
+    for label, mean in result["mean"].items():
+        if mean["dice"] == 0 and label != "foreground":  # the mean over classes
+            tell(f"warning: {label} was found in no case: look at its labels, train longer, or take another --seed")
 
 
 def main() -> NoReturn:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from seg.train.cli import app
+from seg.train.cli import _tell_result, app
 
 Run = Callable[..., tuple[int, str]]
 
@@ -34,6 +34,19 @@ def data(tmp_path_factory: pytest.TempPathFactory, write_cases: Callable[..., Pa
 
 
 TINY = ["--window", "16", "--width", "2", "--iterations", "2", "-d", "cpu", "--precision", "fp32"]
+
+
+def test_a_class_that_is_never_found_is_said() -> None:
+    scores = {"jaccard": 0.5, "hd95": 1.0, "asd": 1.0}
+    mean = {
+        "anterior": {"dice": 0.0, **scores},
+        "posterior": {"dice": 0.8, **scores},
+        "foreground": {"dice": 0.4, **scores},
+    }
+    said: list[str] = []
+    _tell_result({"unit": "mm", "mean": mean}, said.append)
+    assert [text.split(":")[0] for text in said if "no case" in text] == ["warning"]
+    assert "anterior was found in no case" in said[-1]
 
 
 def test_help_and_version_import_no_torch() -> None:

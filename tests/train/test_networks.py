@@ -54,3 +54,13 @@ def test_table_names_stride_and_dims() -> None:
     for network in NETWORKS.values():
         assert len(network.stride) == 3  # type: ignore[attr-defined]
         assert network.dims in (2, 3)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+@pytest.mark.parametrize("classes", [2, 4])
+def test_a_new_network_sees_mostly_background(name: str, classes: int) -> None:
+    """With all features off, where no gradient reaches what feeds the head, classes of the foreground are equal."""
+    network = build_network(name, 1, classes, width=4, dropout=0.0)
+    assert network.head.bias is not None
+    p = network.head.bias.softmax(dim=0)
+    assert p.tolist() == pytest.approx([0.8, *[0.2 / (classes - 1)] * (classes - 1)])

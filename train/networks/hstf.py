@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .prior import start_at_background
 from .vnet import Up
 
 HEAD_DIM = 32  # channels of an attention head, as near as the width allows
@@ -88,7 +89,7 @@ class Hstf(nn.Module):
         self.decoder = nn.ModuleList(
             _stage(dims, narrow[k], narrow[k], self.layout.decoder_depths[k]) for k in range(4)
         )
-        self.head = _conv(dims)(narrow[0], classes, 1)
+        self.head = start_at_background(_conv(dims)(narrow[0], classes, 1))
         drop = nn.Dropout3d if dims == 3 else nn.Dropout2d
         self.bottleneck_dropout, self.head_dropout = drop(dropout), drop(dropout)
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .prior import start_at_background
 from .vnet import Up
 
 LEVELS = 5
@@ -69,7 +70,7 @@ class UNet2d(nn.Module):
         )
         self.narrow = nn.ModuleList(_up(widths[k + 1], widths[k], up) for k in range(LEVELS - 1))
         self.decoder = nn.ModuleList(_block(2 * widths[k], widths[k]) for k in range(LEVELS - 1))
-        self.head = nn.Conv2d(width, classes, 3, padding=1)
+        self.head = start_at_background(nn.Conv2d(width, classes, 3, padding=1))
 
     def twin(self, up: Up = "linear") -> "UNet2d":
         """A network of the same size with weights of its own: a second model, or another decoder."""

@@ -9,6 +9,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from .prior import start_at_background
+
 DEPTHS = (1, 2, 3, 3, 3)  # 3x3x3 convolutions per encoder stage
 DECODER_DEPTHS = (1, 2, 3, 3)
 Up = Literal["transposed", "linear", "nearest"]
@@ -71,7 +73,7 @@ class VNet(nn.Module):
         )
         self.up = nn.ModuleList(_up(widths[k + 1], widths[k], up) for k in range(4))
         self.decoder = nn.ModuleList(_stage(widths[k], widths[k], DECODER_DEPTHS[k]) for k in range(4))
-        self.head = nn.Conv3d(width, classes, 1)
+        self.head = start_at_background(nn.Conv3d(width, classes, 1))
         self.bottleneck_dropout = nn.Dropout3d(dropout)
         self.head_dropout = nn.Dropout3d(dropout)
 
