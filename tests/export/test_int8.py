@@ -180,7 +180,9 @@ def test_openvino_computes_in_int8(made: tuple[str, Quality, list[str]]) -> None
     assert kinds["i8"] + kinds["u8"] == 6 - floats, kinds
 
 
-def test_golden_pair_and_a_second_engine(made: tuple[str, Quality, list[str]], data: Path) -> None:
+def test_golden_pair_and_a_second_engine(
+    made: tuple[str, Quality, list[str]], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = made[0]
     artifact = load(path)
     assert artifact.golden is not None
@@ -191,9 +193,27 @@ def test_golden_pair_and_a_second_engine(made: tuple[str, Quality, list[str]], d
     other = session.run(None, {"image": x})[0]
     tolerance = artifact.spec.card["quantisation"]["golden_tolerance"]
     assert golden_error(other, artifact.golden.logits) < tolerance
+    monkeypatch.setattr("seg.infer.backends.openvino_.use_unsigned", lambda *_: 0)
+    signed = open_backend("openvino", path, "cpu")
     for scan in network_inputs(cases_in(str(data)), SPEC):
-        found, expected = session.run(None, {"image": scan})[0], backend.run(scan)
+        found, expected = session.run(None, {"image": scan})[0], signed.run(scan).copy()
         assert np.mean(found.argmax(1) == expected.argmax(1)) > 0.998
+
+
+def test_unsigned_activations_are_nearer_to_fp32(
+    made: tuple[str, Quality, list[str]], fp32: str, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Than the signed ones of the file: root of the mean square over all scans."""
+    scans = network_inputs(cases_in(str(data)), SPEC)
+    exact, unsigned = open_backend("openvino", fp32, "cpu"), open_backend("openvino", made[0], "cpu")
+    monkeypatch.setattr("seg.infer.backends.openvino_.use_unsigned", lambda *_: 0)
+    signed = open_backend("openvino", made[0], "cpu")
+    square = {"signed": 0.0, "unsigned": 0.0}
+    for scan in scans:
+        logits = exact.run(scan).copy()
+        square["signed"] += float(np.square(signed.run(scan) - logits).mean())
+        square["unsigned"] += float(np.square(unsigned.run(scan) - logits).mean())
+    assert square["unsigned"] < 0.95 * square["signed"]
 
 
 def test_the_same_scans_give_the_same_bytes(

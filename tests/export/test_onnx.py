@@ -219,7 +219,10 @@ def test_tampered_weights_are_refused(exported: tuple[Path, ModelSpec, Parity], 
 
 def test_verify_notices_another_network(exported: tuple[Path, ModelSpec, Parity]) -> None:
     torch.manual_seed(1)
-    parity = verify(VNet(width=2).eval(), str(exported[0]), [(16, 16, 16)])
+    other = VNet(width=2).eval()
+    with torch.no_grad():
+        other.head.bias.copy_(other.head.bias.flip(0))  # mostly foreground
+    parity = verify(other, str(exported[0]), [(16, 16, 16)])
     assert parity.error > 0.01
     assert parity.labels < 1
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch import nn
 
 from seg.train.methods import Batch, MethodConfig
 from seg.train.networks.vnet import VNet
@@ -19,12 +20,13 @@ def make_batch(config: MethodConfig, classes: int = 2, seed: int = 0) -> Batch:
     return Batch(x, y, u, generator)
 
 
-def confident_vnet(classes: int = 2, factor: float = 6.0) -> VNet:
+def confident_vnet(classes: int = 2, factor: float = 7.0) -> VNet:
     """A VNet of width 2 whose logits are far apart, so that thresholds keep some voxels and drop others."""
     torch.manual_seed(0)
     network = VNet(classes=classes, width=2)
     with torch.no_grad():
         network.head.weight *= factor
+        nn.init.zeros_(network.head.bias)
     return network
 
 
