@@ -28,7 +28,7 @@ def build(name: str, row: str | None, classes: int = 2) -> Method:
     return method.train()
 
 
-def crossmatch(classes: int = 2, factor: float = 6.0, **changes: object) -> CrossMatch:
+def crossmatch(classes: int = 2, factor: float = 7.0, **changes: object) -> CrossMatch:
     config = replace(CrossMatchConfig(), ramp_up=0.0, **changes)  # type: ignore[arg-type]
     return CrossMatch(confident_vnet(classes, factor), config, 100).train()
 
