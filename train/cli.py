@@ -169,7 +169,8 @@ def _tell_result(result: dict[str, Any], tell: Callable[[str], None]) -> None:
             f"95HD {mean['hd95']:.2f} {unit}  ASD {mean['asd']:.2f} {unit}"
         )
     for label, mean in result["mean"].items():
-        if mean["dice"] == 0 and label != "foreground":  # the mean over classes
+        of_all = label == "foreground" and len(result["mean"]) > 1  # the mean over classes
+        if mean["dice"] == 0 and not of_all:
             tell(f"warning: {label} was found in no case: look at its labels, train longer, or take another --seed")
 
 

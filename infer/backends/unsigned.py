@@ -2,8 +2,8 @@
 
 An int8 artifact keeps its activations signed, since TensorRT takes nothing else. After a ReLU half of those 256 levels
 are never used. OpenVINO may have all of them: the range stays what calibration found, the step is half as wide, and
-VNNI multiplies unsigned by signed bytes without a correction. On the shipped models a pass takes about a tenth less
-time and its rounding error falls by a third.
+VNNI multiplies unsigned by signed bytes without a correction. On the shipped left-atrium model a pass takes about a
+tenth less time and its rounding error falls by a third.
 """
 
 from collections.abc import Iterator

@@ -47,6 +47,8 @@ def test_a_class_that_is_never_found_is_said() -> None:
     _tell_result({"unit": "mm", "mean": mean}, said.append)
     assert [text.split(":")[0] for text in said if "no case" in text] == ["warning"]
     assert "anterior was found in no case" in said[-1]
+    _tell_result({"unit": "mm", "mean": {"foreground": {"dice": 0.0, **scores}}}, said.append)
+    assert "foreground was found in no case" in said[-1]
 
 
 def test_help_and_version_import_no_torch() -> None:

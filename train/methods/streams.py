@@ -88,7 +88,7 @@ class StreamTarget:
         box: Tensor | None = None,
         *,
         threshold: float,
-        distance: Distance = "dice",
+        distance: Distance,
     ) -> "StreamTarget":
         """From teacher logits, taken from `mix` inside `box`."""
         z = logits.detach().float()
