@@ -82,7 +82,7 @@ PAPER = {
     "crossmatch": (210, 9.443, 187.409),
 }
 ALONE_AND_LOADED = (UNIT, "crossmatch:fast")
-VOLUMES = 8  # phantoms, half of them labelled
+VOLUMES = 8  # phantoms, half of them labelled; with --smoke 2
 
 
 def main() -> None:
@@ -178,6 +178,7 @@ def take_turns(names: list[str], options: argparse.Namespace) -> tuple[dict[str,
         raise SystemExit(f"{name} ended; see its message above")
 
     common = {key: getattr(options, key) for key in ("device", "precision", "compile", "window", "width", "clock")}
+    common["volumes"] = 2 if options.smoke else VOLUMES
     try:
         for name in names:
             setting = json.dumps({**common, "row": name, "official": str(options.official or "")})
@@ -373,15 +374,13 @@ def make_loader(setting: dict[str, Any], device: Any, labeled: int, unlabeled: i
     from seg.train.sampling import Sample
 
     samples = []
-    for seed in range(VOLUMES):
+    for seed in range(setting["volumes"]):
         volume, label = atrium_phantom(seed)
         image = volume.intensities()
         samples.append(packed(Sample(str(seed), ((image - image.mean()) / image.std()).astype(np.float32), label)))
     window = tuple(int(n) for n in setting["window"].split(","))
-    data, half = (samples, VOLUMES // 2)
-    return Loader(
-        Data(data[:half], data[half:]), labeled, unlabeled, window, 0.33, WeakAugmentation(), 0, device, Processes()
-    )
+    data = Data(samples[: len(samples) // 2], samples[len(samples) // 2 :])
+    return Loader(data, labeled, unlabeled, window, 0.33, WeakAugmentation(), 0, device, Processes())
 
 
 def with_generator(batch: Any) -> Any:
