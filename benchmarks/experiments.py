@@ -169,7 +169,7 @@ def run(rows: Sequence[Row], results: Results, settings: Any, options: argparse.
 
 def train_row(row: Row, settings: Any, options: argparse.Namespace) -> dict[str, Any]:
     """One training through the product's own path, with its final weights on the validation cases."""
-    from seg.train.job import train
+    from seg.train.training import train
 
     recipe = parse_method(row.method)
     folder = options.runs / options.name / row.folder

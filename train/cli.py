@@ -98,7 +98,7 @@ def _refuse_unknown(settings: Any) -> None:
 
 
 def _train(settings: Any, resume: bool, quiet: bool) -> None:
-    from .job import train
+    from .training import train
 
     tell, bar = _terminal(quiet)
     with bar as progress:

@@ -1,68 +1,26 @@
-"""One `seg-train`: read and check the data, plan, train, validate. Everything decided is in the run's config.json."""
+"""What one `seg-train` will do: its data read, split and checked, and the plan. The run's config.json has all of it."""
 
-import shutil
-import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from seg.infer.errors import Exit, SegError, printable
-from seg.infer.machine import available_memory
 from seg.infer.spec import ModelSpec
 
-from .augment import WeakAugmentation
-from .cache import Store, packed, packed_bytes
+from .cache import packed_bytes
 from .cases import Case, Dataset, discover
 from .check import check_dataset
-from .config import (
-    Engine,
-    build_method,
-    config_of,
-    label_names,
-    method_config,
-    refuse_bad_options,
-    refuse_changes,
-    spec_of,
-    trained_method,
-)
-from .curves import learning_curves, read_log
-from .device import device_of, memory_of, precision_of
-from .evaluate import WORST, ModuleBackend, evaluate, free_memory, validate
+from .config import Engine, config_of, label_names, method_config, spec_of
+from .device import memory_of
 from .facts import CaseFacts
-from .loader import Data
-from .loop import Loop, LoopConfig
-from .methods import Distill
 from .networks import NETWORKS
 from .plan import Plan, plan
-from .prepare import prepare, prepare_all
-from .processes import Processes, join, left_at_the_end, refused_by_a_peer
-from .refinement import Refinement, Truth
-from .report import CURVES, write_evaluation, write_picture
-from .run import (
-    CONFIG,
-    VOLUMES,
-    load_checkpoint,
-    locked,
-    read_config,
-    refuse_folder,
-    refuse_run,
-    set_aside,
-    write_json,
-)
-from .sampling import Sample
-from .settings import Settings, override
+from .settings import Settings
 from .split import Split, choose_split
 from .teacher import Teacher
 from .window import times
-
-CACHE_SHARE = 0.5  # of the free memory, above which the volumes become files
 
 
 @dataclass(frozen=True)
@@ -147,188 +105,3 @@ def _decide(
         channel_names=dataset.channel_names,
     )
     return decided if taught is None else replace(decided, normalisation=taught.normalisation)
-
-
-def _load_teacher(settings: Settings, device: torch.device, precision: torch.dtype) -> Teacher | None:
-    """A run folder, an artifact, or the name of a shipped model."""
-    path = settings.distill
-    if path is None:
-        return None
-    if Path(path).is_dir():
-        method, config, _ = trained_method(Path(path))
-        teacher = Teacher.of_run(path, method.deployed(), config, device, precision)
-    else:
-        teacher = Teacher.of_artifact(path, device)
-    if settings.spacing not in (None, teacher.spec.spacing):
-        found, expected = f"spacing {settings.spacing}", f"the teacher's, {teacher.spec.spacing}"
-        raise SegError("E-TEACHER", Exit.USAGE, path, found, "leave --spacing to the teacher", expected)
-    return teacher
-
-
-def train(
-    settings: Settings,
-    *,
-    resume: bool,
-    say: Callable[[str], None],
-    report: Callable[[int, int, dict[str, float], float], None] = lambda *_: None,
-) -> dict[str, Any]:
-    """Run the whole job; returns the final validation. Under torchrun every process calls this.
-
-    Parameters
-    ----------
-    report : called with (step, iterations, losses, steps per second).
-
-    Raises
-    ------
-    SegError : E-OUT-SAME and E-RUN-EXISTS when the folder is no place for a new run; E-RUN-NONE when there is none to
-        resume; E-RUN-CONFIG when the settings or data differ from the run's; E-PEER when another process of the
-        training ended; and all that preparing and training raise.
-    """
-    folder = Path(settings.output)
-    device = device_of(settings.device)
-    processes = join(device)
-    engine = Engine(device, precision_of(settings.precision, device), settings.compile, processes)
-    if not processes.first:
-        say, report = (lambda _: None), (lambda *_: None)
-    with left_at_the_end(processes), ExitStack() as held, refused_by_a_peer(processes, str(folder)):
-        teacher = _load_teacher(settings, device, engine.precision)
-        job = processes.share(partial(_begin, settings, folder, resume, engine, say, held, teacher))
-        began = time.monotonic()
-        loop = _loop(job, folder, engine, report)
-        if teacher is not None:
-            assert isinstance(loop.method, Distill)
-            loop.method.teacher = teacher.logits
-        if resume:
-            _resume(loop, folder, say)
-        numbers = job.config["engine"]["precision"] + (", compiled" if engine.compiled else "")
-        where = f"{processes.size} processes, {device.type}" if processes.size > 1 else str(device)
-        say(f"training on {where} in {numbers}, from step {loop.step}")
-        loop.run()
-        return processes.share(partial(_finish, job, folder, loop, began))
-
-
-def _begin(
-    settings: Settings,
-    folder: Path,
-    resume: bool,
-    engine: Engine,
-    say: Callable[[str], None],
-    held: ExitStack,
-    teacher: Teacher | None,
-) -> Prepared:
-    """Take the run folder until `held` is left, prepare the job, and write or compare its config."""
-    refuse_bad_options(settings, engine.processes)
-    refuse_folder(folder, settings.data, resume)
-    held.enter_context(locked(folder))
-    if not resume:
-        refuse_run(folder)  # it may have begun since
-    elif settings.window is None:
-        # The planned window depends on the memory that was free then.
-        settings = replace(settings, window=ModelSpec.from_dict(read_config(folder)["spec"]).window)
-    job = prepare_job(settings, say, engine, teacher)
-    if resume:
-        refuse_changes(folder, job.config)
-    else:
-        write_json(folder / CONFIG, job.config)
-        (folder / "plan.txt").write_text(job.plan.describe() + "\n")
-    volumes = folder / VOLUMES
-    shutil.rmtree(volumes, ignore_errors=True)  # of a run that was killed
-    held.callback(shutil.rmtree, volumes, ignore_errors=True)
-    return job
-
-
-def _finish(job: Prepared, folder: Path, loop: Loop, began: float) -> dict[str, Any]:
-    backend = ModuleBackend(loop.method.deployed(), loop.device)
-    memory = free_memory(loop.device)
-    evaluation = evaluate(backend, job.split.val, job.spec, memory_bytes=memory, keep=WORST)
-    facts = {"step": loop.step, "seconds": round(time.monotonic() - began, 1)}
-    result = write_evaluation(folder, evaluation, job.spec, facts)
-    _draw_curves(folder, result)
-    return result
-
-
-def _draw_curves(folder: Path, result: dict[str, Any]) -> None:
-    """The losses, and the Dice of every validation where there were some before the last."""
-    log = read_log(folder / "metrics.jsonl")
-    if any("dice" in entry for entry in log):
-        log.append({"step": result["step"] - 1, "dice": {k: m["dice"] for k, m in result["mean"].items()}})
-    if picture := learning_curves(log):
-        write_picture(folder / CURVES, picture)
-
-
-def _resume(loop: Loop, folder: Path, say: Callable[[str], None]) -> None:
-    try:
-        state, note = load_checkpoint(folder)
-    except SegError as error:
-        if error.found == "no checkpoint here":  # killed before the first one: step 0 is the same state
-            loop.restore({**loop.state(), "step": 0})
-            return
-        raise
-    loop.processes.any(False)  # all have read it
-    if note and loop.processes.first:
-        say(f"warning: {note}")
-        set_aside(folder)
-    loop.restore(state)
-
-
-def _loop(
-    job: Prepared,
-    folder: Path,
-    engine: Engine,
-    report: Callable[[int, int, dict[str, float], float], None],
-) -> Loop:
-    config = job.config
-    loop_config = override(LoopConfig(1, job.spec.window), config["loop"], "loop")
-    method = build_method(config, engine.processes)
-    cases = [job.split.labeled, job.split.unlabeled if method.config.unlabeled_batch else ()]
-    # Labelled scans are unlabelled ones too: the papers draw the unlabelled half from the rest alone, so do we, unless
-    # there is no rest.
-    labeled, unlabeled = _volumes(job, cases, folder / VOLUMES, engine.processes)
-
-    def check(network: torch.nn.Module, step: int) -> dict[str, Any]:
-        result = validate(network, job.split.val, job.spec, engine.device, engine.precision) | {"step": step}
-        write_json(folder / "validation.json", result)
-        return result
-
-    data, rules = Data(labeled, unlabeled or labeled), method.rules()
-    common = (engine.device, engine.precision, engine.processes, _truth(job))
-    refinement = None
-    if rules is not None:
-        refinement = Refinement(method, rules, data.labeled, data.unlabeled, job.spec, folder, *common)
-    return Loop(
-        method,
-        data,
-        loop_config,
-        override(WeakAugmentation(), config["augmentation"], "augmentation"),
-        folder,
-        engine.device,
-        engine.precision,
-        compiled=engine.compiled,
-        processes=engine.processes,
-        refinement=refinement,
-        validate=check,
-        report=lambda step, losses, rate: report(step, loop_config.iterations, losses, rate),
-    )
-
-
-def _truth(job: Prepared) -> Truth:
-    """Labels that exist and are not used, on the network's grid; None where they are not what the model has."""
-
-    def truth(case: str) -> NDArray[np.uint8] | None:
-        if case not in job.hidden:
-            return None
-        try:
-            return prepare(job.hidden[case], job.spec).label
-        except (SegError, IndexError, ValueError):  # nobody has checked this label
-            return None
-
-    return truth
-
-
-def _volumes(job: Prepared, cases: Sequence[Sequence[Case]], folder: Path, processes: Processes) -> list[list[Sample]]:
-    """The prepared cases: in memory, or in files where they are too large or several processes use them."""
-    if processes.size == 1 and job.cache_bytes < CACHE_SHARE * available_memory():
-        return [prepare_all(some, job.spec, packed) for some in cases]
-    store = Store(folder)
-    processes.share(lambda: [len(prepare_all(some, job.spec, store.put)) for some in cases])
-    return [[store.get(case.id) for case in some] for some in cases]
