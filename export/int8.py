@@ -25,68 +25,20 @@ from onnx import numpy_helper
 
 from seg.infer.artifact import Golden, load
 from seg.infer.atomic import atomic_file
-from seg.infer.backends import Backend, open_backend, to_slices
-from seg.infer.errors import Exit, SegError, missing_extra
-from seg.infer.metrics import overlap
-from seg.infer.predict import segment
+from seg.infer.backends import Backend, to_slices
+from seg.infer.errors import missing_extra
 from seg.infer.selftest import golden_error
 from seg.infer.spec import ModelSpec
 from seg.train.cases import Case
-from seg.train.prepare import load_label, load_volume
 
 from .calibration import network_inputs
 from .onnx_ import describe
+from .quality import Quality, judge, mask_of, opened, refusal, row
 
-LEAST_AGREEMENT = 0.97  # of voxels, with the fp32 masks
-LEAST_OVERLAP = 0.95  # Dice with the fp32 masks, mean over classes: agreement is high for any mask of a small organ
-MOST_LOSS = 1.0  # Dice points against the truth: more is refused
-GOOD_LOSS = 0.3  # Dice points: more makes the next candidate be tried
 MOST_FLOAT_LAYERS = 4
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 LEAST_TRANSPOSED = 8  # output channels; OpenVINO 2026.4 on AMX gives wrong signed int8 results below 6
 GOLDEN_TOLERANCE = 0.1  # of the logits' range in another engine, where a rounding may go the other way; 0.03 measured
-
-Mask = NDArray[np.unsignedinteger]
-
-
-@dataclass(frozen=True)
-class Quality:
-    """What an int8 graph costs, measured on whole scans through the inference path that ships.
-
-    Attributes
-    ----------
-    agreement : share of voxels that have the label of the fp32 mask.
-    overlap : Dice of the int8 and the fp32 mask, mean over scans and classes.
-    dice_fp32, dice_int8 : mean Dice against the truth of each label; empty without labels.
-    """
-
-    agreement: float
-    overlap: float
-    dice_fp32: dict[str, float]
-    dice_int8: dict[str, float]
-
-    @property
-    def loss(self) -> float | None:
-        """Dice points lost against the truth, mean over labels; negative where int8 is better."""
-        if not self.dice_fp32:
-            return None
-        return 100 * float(np.mean([self.dice_fp32[k] - self.dice_int8[k] for k in self.dice_fp32]))
-
-    @property
-    def good(self) -> bool:
-        """No reason to keep a layer in float."""
-        return self.acceptable and (self.loss is None or self.loss <= GOOD_LOSS)
-
-    @property
-    def acceptable(self) -> bool:
-        """Fit to be kept."""
-        close = self.agreement >= LEAST_AGREEMENT and self.overlap >= LEAST_OVERLAP
-        return close and (self.loss is None or self.loss <= MOST_LOSS)
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        """Larger is better."""
-        return -(self.loss or 0.0), self.overlap
 
 
 @dataclass(frozen=True)
@@ -129,20 +81,20 @@ def quantise(
     judged = verification or calibration
     with tempfile.TemporaryDirectory(prefix="seg-export-") as folder:
         place = str(Path(folder) / "candidate.onnx")
-        with _opened(source) as backend:
-            fp32 = [_segment(case, artifact.spec, backend) for case in judged]
-        best = _search(proto, inputs, place, lambda b: _judge(b, judged, fp32, artifact.spec), say)
+        with opened(source) as backend:
+            fp32 = [mask_of(case, artifact.spec, backend) for case in judged]
+        best = _search(proto, inputs, place, lambda b: judge(b, judged, fp32, artifact.spec), say)
         if not best.quality.acceptable:
-            raise _refusal(path, best.quality)
+            raise refusal(path, best.quality)
         spec = replace(artifact.spec, card={**artifact.spec.card, **_card(best, len(inputs), len(judged), proto)})
         Path(place).write_bytes(best.proto.SerializeToString(deterministic=True))
-        with _opened(place) as backend:
+        with opened(place) as backend:
             golden = Golden(artifact.golden.x, backend.run(artifact.golden.x.astype(np.float32)).copy())
         final, spec = describe(best.proto, spec, golden, artifact.head)
         onnx.checker.check_model(final, full_check=True)
         content = final.SerializeToString(deterministic=True)
         Path(place).write_bytes(content)
-        with _opened(place) as backend:
+        with opened(place) as backend:
             error = golden_error(backend.run(golden.x.astype(np.float32)), golden.logits)
             assert error < 1e-3, f"the same graph gave other logits: {error}"
         prove(place)
@@ -209,7 +161,7 @@ def _search(
     proto: onnx.ModelProto,
     inputs: Sequence[NDArray[np.float32]],
     place: str,
-    judge: Callable[[Backend], Quality],
+    quality_of: Callable[[Backend], Quality],
     say: Callable[[str], None],
 ) -> Candidate:
     """Try float layers from none to several; the first good candidate, or the best of all."""
@@ -220,45 +172,15 @@ def _search(
     for layers in float_sets(proto.graph):
         graph = quantised(proto, inputs, layers)
         Path(place).write_bytes(graph.SerializeToString(deterministic=True))
-        with _opened(place) as backend:
-            candidate = Candidate(layers, graph, judge(backend))
-        say(_row(layer_names(proto, layers), len(graph.graph.SerializeToString()) / size, candidate.quality))
+        with opened(place) as backend:
+            candidate = Candidate(layers, graph, quality_of(backend))
+        say(row(layer_names(proto, layers), len(graph.graph.SerializeToString()) / size, candidate.quality))
         if best is None or candidate.quality.rank > best.quality.rank:
             best = candidate
         if candidate.quality.good:
             return candidate
     assert best is not None
     return best
-
-
-def _judge(backend: Backend, cases: Sequence[Case], fp32: Sequence[Mask], spec: ModelSpec) -> Quality:
-    values = spec.label_values[1:]
-    agreement, close = [], []
-    before, after = [], []
-    for case, reference in zip(cases, fp32, strict=True):
-        mask = _segment(case, spec, backend)
-        agreement.append(float((mask == reference).mean()))
-        close.append([overlap(mask == v, reference == v).dice for v in values])
-        if case.label is not None:
-            truth = np.asarray(spec.label_values)[load_label(case.label, spec.label_values)]
-            before.append([overlap(reference == v, truth == v).dice for v in values])
-            after.append([overlap(mask == v, truth == v).dice for v in values])
-    dice = [dict(zip(spec.labels[1:], np.mean(d, 0).tolist(), strict=True)) if d else {} for d in (before, after)]
-    return Quality(float(np.mean(agreement)), float(np.mean(close)), *dice)
-
-
-def _segment(case: Case, spec: ModelSpec, backend: Backend) -> Mask:
-    """The mask of a scan on its own grid: the one call of the product's inference path."""
-    return segment(load_volume(case), spec, backend)
-
-
-@contextlib.contextmanager
-def _opened(path: str) -> Iterator[Backend]:
-    backend = open_backend("openvino", path, "cpu")
-    try:
-        yield backend
-    finally:
-        backend.close()
 
 
 def layer_names(proto: onnx.ModelProto, nodes: Sequence[str]) -> list[str]:
@@ -283,36 +205,6 @@ def _card(best: Candidate, calibration: int, judged: int, proto: onnx.ModelProto
         figures["dice_int8"] = {k: round(v, 4) for k, v in quality.dice_int8.items()}
         figures["points_lost"] = round(quality.loss, 2)
     return {"precision": "int8", "quantisation": figures}
-
-
-def _row(layers: Sequence[str], size: float, quality: Quality) -> str:
-    def mean(dice: dict[str, float]) -> str:
-        return f"{np.mean(list(dice.values())):.4f}" if dice else "-"
-
-    lost = "-" if quality.loss is None else f"{quality.loss:.2f}"
-    cells = (
-        ", ".join(layers) or "none",
-        f"{100 * size:.0f} %",
-        f"{100 * quality.agreement:.2f} %",
-        f"{quality.overlap:.4f}",
-        mean(quality.dice_fp32),
-        mean(quality.dice_int8),
-        lost,
-    )
-    return f"| {' | '.join(cells)} |"
-
-
-def _refusal(path: str, quality: Quality) -> SegError:
-    kept = f"in int8 {100 * quality.agreement:.2f} % of the voxels keep their label, Dice to fp32 {quality.overlap:.3f}"
-    lost = "" if quality.loss is None else f", and the Dice falls by {quality.loss:.2f} points"
-    return SegError(
-        "E-EXPORT-INT8",
-        Exit.MODEL,
-        path,
-        kept + lost,
-        "calibrate on more typical scans, or export in fp32",
-        f"{100 * LEAST_AGREEMENT:.0f} %, {LEAST_OVERLAP} and at most {MOST_LOSS:g}",
-    )
 
 
 def _nncf() -> ModuleType:

@@ -95,7 +95,7 @@ def made(run: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """All forms of the run. Its weights are random, so int8's gate, which has tests of its own, is open."""
     folder = tmp_path_factory.mktemp("all") / "forms"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("seg.export.int8.LEAST_OVERLAP", 0.0)
+        patch.setattr("seg.export.quality.LEAST_OVERLAP", 0.0)
         assert call(run, "--all", folder, "--calibration", data, "--verify", data) == 0
     return folder
 

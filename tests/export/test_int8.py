@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from seg.export import int8, onnx_
 from seg.export.calibration import calibration_cases, cases_in, network_inputs, verification_cases
-from seg.export.int8 import Quality, float_sets, layer_names, quantise, quantised
+from seg.export.int8 import float_sets, layer_names, quantise, quantised
+from seg.export.quality import Quality
 from seg.infer.artifact import GOLDEN_KEY, load
 from seg.infer.backends import open_backend
 from seg.infer.errors import SegError
@@ -319,7 +320,7 @@ def test_gates(quality: Quality, acceptable: bool) -> None:
 def test_a_failed_verification_leaves_no_file(
     fp32: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(int8, "LEAST_OVERLAP", 1.01)
+    monkeypatch.setattr("seg.export.quality.LEAST_OVERLAP", 1.01)
     path = tmp_path / "int8.onnx"
     path.write_bytes(b"the old one")
     with pytest.raises(SegError, match="E-EXPORT-INT8"):
