@@ -28,20 +28,18 @@ The other tools go into an environment of their own, see benchmarks/requirements
 
 import argparse
 import json
-import math
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from itertools import product
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import environment as env
+from contenders import work
+from reference import reference
 
 WINDOW = (112, 112, 80)
 PROTOCOL_STEP = (18, 18, 4)
-SECOND_SCAN_BELOW = 20.0  # seconds
 PEERS = ("torch-one-pass", "monai", "nnunet", "protocol")
 # Contender -> where windows stand: (rule, weighting), or None for one pass. The reference stands there too.
 PLACES: dict[str, tuple[str, str] | None] = {
@@ -226,142 +224,6 @@ def _scan(options: argparse.Namespace) -> tuple[Any, str]:
     return atrium_phantom(1000)[0], "phantom 1000"
 
 
-# Workers: each imports what its contender needs, nothing else
-
-
-def work(name: str, bundle: Path, threads: int) -> dict[str, Any]:
-    """Load, segment twice (once if that takes long), leave the labels in the bundle."""
-    shared = json.loads((bundle / "bundle.json").read_text())
-    began = time.perf_counter()
-    segment = LOADERS[name](name, bundle, shared, threads)
-    report: dict[str, Any] = {"load": time.perf_counter() - began}
-    for scan in ("first", "next"):
-        began, busy = time.perf_counter(), time.process_time()
-        labels, windows = segment()
-        report[scan] = time.perf_counter() - began
-        report[f"{scan}_cpu"] = time.process_time() - busy
-        if report[scan] > SECOND_SCAN_BELOW:
-            break
-    import numpy as np
-
-    np.save(bundle / f"labels-{name}.npy", np.asarray(labels, np.uint8))
-    return {**report, "windows": windows, "peak_bytes": env.peak_bytes(), "versions": env.versions()}
-
-
-Segment = Callable[[], tuple[Any, int]]
-
-
-def load_ours(name: str, bundle: Path, shared: dict[str, Any], threads: int) -> Segment:
-    """The path of seg-infer, from the network's grid to labels."""
-    from dataclasses import replace
-
-    import numpy as np
-
-    from seg.infer.artifact import load
-    from seg.infer.backends import open_backend
-    from seg.infer.plan import TilingOptions, choose_tiling
-    from seg.infer.predict import segment
-    from seg.infer.spec import Normalisation
-    from seg.infer.volume import Volume
-
-    path = str(bundle / ("int8.onnx" if name == "ours-int8" else "model.onnx"))
-    spec = replace(load(path).spec, spacing=(None,) * 3, normalisation=Normalisation("fixed"), tiling="free")
-    volume = Volume(np.load(bundle / "x.npy"), np.eye(4))
-    options = TilingOptions(tuple(shared["window"]), 0.5) if name == "ours-windows" else TilingOptions()
-    tiling = choose_tiling(volume.shape, spec, options)
-    precision = "bf16" if name == "ours-bf16" else "fp32"
-    shape = (1, len(spec.channels), *tiling.window)  # seg-infer knows it from the header, before it loads the network
-    backend = open_backend("openvino", path, precision=precision, threads=threads, shape=shape)
-    return lambda: (segment(volume, spec, backend, options), tiling.windows)
-
-
-def load_torch(name: str, bundle: Path, shared: dict[str, Any], threads: int) -> Segment:
-    """torch alone: one pass, or the papers' evaluation loop."""
-    import numpy as np
-    import torch
-
-    network, x = _torch_network(bundle, shared, threads), np.load(bundle / "x.npy")
-    if name == "torch-one-pass":
-        return lambda: (_one_pass(network, x, shared["stride"]), 1)
-
-    def protocol() -> tuple[Any, int]:
-        window, places, padded, crop = _places(x, shared, "protocol")
-        score = np.zeros((shared["network"]["classes"], *padded.shape[1:]), np.float32)
-        count = np.zeros(padded.shape[1:], np.float32)
-        with torch.inference_mode():
-            for place in places:
-                cut = _cut(place, window)
-                patch = torch.from_numpy(padded[(slice(None), *cut)][np.newaxis])
-                score[(slice(None), *cut)] += torch.softmax(network(patch), 1)[0].numpy()
-                count[cut] += 1
-        return (score / count).argmax(0)[crop], len(places)
-
-    return protocol
-
-
-def load_monai(name: str, bundle: Path, shared: dict[str, Any], threads: int) -> Segment:
-    """MONAI's sliding window with the options of its tutorials."""
-    import numpy as np
-    import torch
-    from monai.inferers import sliding_window_inference
-
-    network, x = _torch_network(bundle, shared, threads), torch.from_numpy(np.load(bundle / "x.npy"))[None]
-    windows = len(_places(x[0].numpy(), shared, "half")[1])
-
-    @torch.inference_mode()
-    def segment() -> tuple[Any, int]:
-        logits = sliding_window_inference(x, shared["window"], 1, network, overlap=0.5, mode="gaussian")
-        return logits.argmax(1)[0].numpy(), windows
-
-    return segment
-
-
-def load_nnunet(name: str, bundle: Path, shared: dict[str, Any], threads: int) -> Segment:
-    """nnU-Net's predictor around the same network: what it needs of a plan is the patch size and the classes."""
-    from types import SimpleNamespace
-
-    import numpy as np
-    import torch
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
-    network, x = _torch_network(bundle, shared, threads), torch.from_numpy(np.load(bundle / "x.npy"))
-    windows = len(_places(x.numpy(), shared, "even")[1])
-    predictor = nnUNetPredictor(
-        tile_step_size=0.5,
-        use_gaussian=True,
-        use_mirroring=False,
-        perform_everything_on_device=False,
-        device=torch.device("cpu"),
-        allow_tqdm=False,
-    )
-    predictor.network = network
-    predictor.configuration_manager = SimpleNamespace(patch_size=tuple(shared["window"]))
-    predictor.label_manager = SimpleNamespace(num_segmentation_heads=shared["network"]["classes"])
-    return lambda: (predictor.predict_sliding_window_return_logits(x).argmax(0).numpy(), windows)
-
-
-LOADERS: dict[str, Callable[[str, Path, dict[str, Any], int], Segment]] = {
-    **dict.fromkeys(("ours-fp32", "ours-bf16", "ours-int8", "ours-windows"), load_ours),
-    **dict.fromkeys(("torch-one-pass", "protocol"), load_torch),
-    "monai": load_monai,
-    "nnunet": load_nnunet,
-}
-
-
-def _torch_network(bundle: Path, shared: dict[str, Any], threads: int) -> Any:
-    import torch
-
-    from seg.train.networks import build_network
-
-    torch.set_num_threads(threads)
-    network = build_network(**shared["network"], dropout=0.0)
-    network.load_state_dict(torch.load(bundle / "weights.pt", weights_only=True))
-    return network.eval()
-
-
-# The reference, and where windows stand
-
-
 def compare(name: str, bundle: Path) -> float:
     """Share of voxels on which a contender agrees with the naive reference for its windows."""
     import numpy as np
@@ -371,70 +233,6 @@ def compare(name: str, bundle: Path) -> float:
     if not path.exists():
         np.save(path, reference(bundle, place))
     return float((np.load(path) == np.load(bundle / f"labels-{name}.npy")).mean())
-
-
-def reference(bundle: Path, place: tuple[str, str] | None) -> Any:
-    """Labels by the plainest code that could be right: torch float32, one window at a time, float64 sums."""
-    import numpy as np
-    import torch
-
-    shared = json.loads((bundle / "bundle.json").read_text())
-    network, x = _torch_network(bundle, shared, env.usable_threads()), np.load(bundle / "x.npy")
-    if place is None:
-        return _one_pass(network, x, shared["stride"])
-    rule, weighting = place
-    window, places, padded, crop = _places(x, shared, rule)
-    profiles = [np.exp(-0.5 * ((np.arange(n) - (n - 1) / 2) / (n / 8)) ** 2) for n in window]
-    weight = np.maximum(np.einsum("a,b,c->abc", *profiles), 1e-3) if weighting == "gaussian" else np.ones(window)
-    score = np.zeros((shared["network"]["classes"], *padded.shape[1:]))
-    total = np.zeros(padded.shape[1:])
-    with torch.inference_mode():
-        for corner in places:
-            cut = _cut(corner, window)
-            logits = network(torch.from_numpy(padded[(slice(None), *cut)][np.newaxis]))[0]
-            found = torch.softmax(logits, 0) if rule == "protocol" else logits
-            score[(slice(None), *cut)] += found.double().numpy() * weight
-            total[cut] += weight
-    return (score / total).argmax(0)[crop].astype(np.uint8)
-
-
-def _one_pass(network: Any, x: Any, stride: Sequence[int]) -> Any:
-    import numpy as np
-    import torch
-
-    padded, crop = _pad(x, [-(-n // s) * s for n, s in zip(x.shape[1:], stride, strict=True)])
-    with torch.inference_mode():
-        logits = network(torch.from_numpy(padded[np.newaxis]))[0].numpy()
-    return logits.argmax(0)[crop].astype(np.uint8)
-
-
-def _pad(x: Any, shape: Sequence[int]) -> tuple[Any, tuple[slice, ...]]:
-    """Zeros around the scan, and the cut that takes them off."""
-    import numpy as np
-
-    before = [(wanted - n) // 2 for n, wanted in zip(x.shape[1:], shape, strict=True)]
-    margins = [(b, w - n - b) for b, n, w in zip(before, x.shape[1:], shape, strict=True)]
-    return np.pad(x, [(0, 0), *margins]), tuple(slice(b, b + n) for b, n in zip(before, x.shape[1:], strict=True))
-
-
-def _places(x: Any, shared: dict[str, Any], rule: str) -> tuple[Any, list[tuple[int, ...]], Any, tuple[slice, ...]]:
-    """Window, corners of all windows, the padded scan, and the cut that takes the padding off."""
-    window = tuple(shared["window"])
-    padded, crop = _pad(x, [max(n, w) for n, w in zip(x.shape[1:], window, strict=True)])
-    steps = shared["step"] if rule == "protocol" else [w // 2 for w in window]
-    axes = zip(padded.shape[1:], window, steps, strict=True)
-    return window, list(product(*(list(starts(n, w, s, even=rule == "even")) for n, w, s in axes))), padded, crop
-
-
-def starts(extent: int, window: int, step: int, *, even: bool) -> Iterator[int]:
-    """Where windows begin: a step apart with the last one flush with the border, or evenly spread (nnU-Net)."""
-    last, count = extent - window, math.ceil((extent - window) / step) + 1
-    for number in range(count):
-        yield round(last / max(1, count - 1) * number) if even else min(number * step, last)
-
-
-def _cut(corner: Sequence[int], window: Sequence[int]) -> tuple[slice, ...]:
-    return tuple(slice(c, c + w) for c, w in zip(corner, window, strict=True))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ SCRIPTS = (
     "dicom_output",
     "int8_profile",
 )
-MODULES = {*SCRIPTS, "environment", "experiments", "seeds"}
+MODULES = {*SCRIPTS, "contenders", "environment", "experiments", "reference", "seeds"}
 
 
 @pytest.fixture(autouse=True)
@@ -245,7 +245,7 @@ def test_medians_leave_out_what_is_no_number() -> None:
 
 @pytest.mark.parametrize(("extent", "window", "step"), list(product((32, 33, 47, 60), (16, 32), (4, 7, 16))))
 def test_windows_stand_where_the_tools_put_them(extent: int, window: int, step: int) -> None:
-    from inference import starts
+    from reference import starts
 
     flush = list(starts(extent, window, step, even=False))
     assert tuple(flush) == window_starts(extent, window, min(step, window))
