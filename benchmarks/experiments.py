@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import environment as env
@@ -197,7 +198,20 @@ def train_row(row: Row, settings: Any, options: argparse.Namespace) -> dict[str,
         "unit": found["unit"],
         "cases": len(found["cases"]),
         "commit": env.commit(),
+        **({"pseudo_labels": rounds} if (rounds := pseudo_labels(folder)) else {}),
     }
+
+
+def pseudo_labels(run: Path) -> list[dict[str, float]]:
+    """True Dice of a run's pseudo-labels after each round: of all unlabelled cases, and of those it uses."""
+    found = []
+    for path in sorted((run / "refinement").glob("round-*.json")):
+        report = json.loads(path.read_text())
+        dice = {case: facts["true_dice"] for case, facts in report["cases"].items() if "true_dice" in facts}
+        used = [dice[case] for case in report["used"] if case in dice]
+        if used:
+            found.append({"dice": fmean(dice.values()), "dice_of_used": fmean(used), "used": len(report["used"])})
+    return found
 
 
 def make_small(options: argparse.Namespace, folder: Path) -> None:

@@ -14,7 +14,7 @@ from seg.infer.artifact import load
 from seg.infer.backends import open_backend
 from seg.infer.nifti import read
 from seg.infer.predict import segment
-from seg.train import job
+from seg.train import training
 from seg.train.networks import hstf
 from seg.train.settings import Settings
 
@@ -51,7 +51,7 @@ def test_from_scans_to_a_mask(
         window=(16, 16, 1 if flat else 16), width=2, device="cpu", precision="fp32", validate_every=0,
         method_options={"labeled_batch": 2, **options},
     )  # fmt: skip
-    job.train(settings, resume=False, say=lambda _: None)
+    training.train(settings, resume=False, say=lambda _: None)
     assert (run / "refinement" / "round-3.json").exists() == method.startswith("hstf")
     module, spec = load_run(run)
     export(module, spec, path)

@@ -148,6 +148,19 @@ def test_a_misspelled_method_is_refused_before_anything_runs(run: Run, tmp_path:
     assert not (tmp_path / "t").exists()
 
 
+def test_pseudo_labels_of_every_round_are_in_the_row(tmp_path: Path) -> None:
+    from experiments import pseudo_labels
+
+    assert pseudo_labels(tmp_path) == []
+    (tmp_path / "refinement").mkdir()
+    for number, (a, b) in enumerate([(0.5, 0.7), (0.8, 0.9)], start=1):
+        report = {"cases": {"a": {"true_dice": a}, "b": {"true_dice": b}, "unknown": {}}, "used": ["b", "unknown"]}
+        (tmp_path / "refinement" / f"round-{number}.json").write_text(json.dumps(report))
+    first, second = pseudo_labels(tmp_path)
+    assert first == {"dice": pytest.approx(0.6), "dice_of_used": 0.7, "used": 2}
+    assert second == {"dice": pytest.approx(0.85), "dice_of_used": 0.9, "used": 2}
+
+
 def test_the_fully_labelled_row_is_for_methods_without_unlabelled_scans() -> None:
     from accuracy import plan_rows
 

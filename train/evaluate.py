@@ -23,6 +23,7 @@ from seg.infer.spec import ModelSpec
 
 from .cases import Case
 from .networks import run_windows
+from .onednn import SingleVolumes
 from .prepare import load_label, load_volume
 
 MEMORY_SHARE = 0.7  # of what is free; the cost of an exported network is that of an engine, torch takes more
@@ -41,7 +42,8 @@ class ModuleBackend:
         training = self._module.training
         self._module.eval()
         tensor = torch.from_numpy(x).to(self._device)
-        with torch.autocast(self._device.type, self._precision, enabled=self._precision != torch.float32):
+        whole = self._precision == torch.float32
+        with SingleVolumes() if whole else torch.autocast(self._device.type, self._precision):
             logits = run_windows(self._module, tensor)
         self._module.train(training)
         result: NDArray[np.float32] = logits.float().cpu().numpy()

@@ -14,7 +14,7 @@ from seg.export.cli import app
 from seg.export.run import load_run, remark
 from seg.infer.artifact import load
 from seg.infer.spec import ModelSpec
-from seg.train import job
+from seg.train import training
 from seg.train.networks.vnet import VNet
 from seg.train.settings import Settings
 
@@ -58,7 +58,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, write_cases: Callable[...,
         labels=("background", "left", "right"),
         license="CC0-1.0",
     )
-    job.train(settings, resume=False, say=lambda _: None)
+    training.train(settings, resume=False, say=lambda _: None)
     return root / "run"
 
 
@@ -122,7 +122,7 @@ def test_run_becomes_every_form(run: Run, trained: Path, tmp_path: Path, monkeyp
 
 def test_what_is_exported_is_the_deployed_network(trained: Path) -> None:
     module, _ = load_run(trained)
-    method, _, _ = job.trained_method(trained)
+    method, _, _ = training.trained_method(trained)
     assert type(module) is VNet
     mine, average = module.state_dict(), method.average.network.state_dict()  # type: ignore[union-attr]
     assert all(bool((mine[name] == average[name]).all()) for name in average)

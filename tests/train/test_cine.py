@@ -10,7 +10,7 @@ import pytest
 from builders import save
 
 from seg.infer.errors import Exit, SegError
-from seg.train import job
+from seg.train import training
 from seg.train.cases import Case, discover
 from seg.train.check import check_dataset
 from seg.train.cli import app
@@ -145,7 +145,7 @@ def test_slices_of_cines_train_and_the_folder_stays_as_it_was(acdc: Path, tmp_pa
     settings = Settings((str(acdc),), str(tmp_path / "run"), method="crossmatch", network="unet2d", cine=True,
                         labeled=2, iterations=1, window=(16, 16, 1), width=2, device="cpu",
                         validate_every=0)  # fmt: skip
-    result = job.train(settings, resume=False, say=lambda _: None)
+    result = training.train(settings, resume=False, say=lambda _: None)
     assert set(result["mean"]) == {"right ventricle", "myocardium", "left ventricle", "foreground"}
     split = json.loads((tmp_path / "run" / "config.json").read_text())["split"]
     assert {name[-2:] for name in split["labeled"] + split["val"]} == {"01", "04"}

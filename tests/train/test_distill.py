@@ -21,7 +21,7 @@ from seg.export.onnx_ import export
 from seg.export.run import load_run
 from seg.infer.errors import SegError
 from seg.infer.spec import ModelSpec, Normalisation
-from seg.train import job
+from seg.train import training
 from seg.train.methods import Distill
 from seg.train.methods.distill import DistillConfig, divergence, imitation_dice
 from seg.train.networks.vnet import VNet
@@ -46,7 +46,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, write_cases: Callable[..., Pa
 
 def train(root: Path, name: str, data: str = "data", *, resume: bool = False, **changes: object) -> None:
     settings = Settings((str(root / data),), str(root / name), **{**TINY, **changes})  # type: ignore[arg-type]
-    job.train(settings, resume=resume, say=lambda _: None)
+    training.train(settings, resume=resume, say=lambda _: None)
 
 
 def test_divergence_by_hand() -> None:
@@ -139,7 +139,7 @@ def test_the_teacher_is_no_part_of_the_state() -> None:
 
 
 def test_run_and_artifact_teach_the_same(root: Path) -> None:
-    method, config, _ = job.trained_method(root / "teacher")
+    method, config, _ = training.trained_method(root / "teacher")
     of_run = Teacher.of_run("teacher", method.deployed(), config, CPU, torch.float32)
     of_file = Teacher.of_artifact(str(root / "teacher.onnx"), CPU)
     x = torch.randn(2, 1, 16, 16, 16)

@@ -9,7 +9,7 @@ from builders import save, split_of
 
 from seg.infer.errors import SegError
 from seg.infer.spec import ModelSpec
-from seg.train import job
+from seg.train import training
 from seg.train.cases import discover
 from seg.train.check import check_dataset
 from seg.train.layouts import BRATS_LABELS, LITS_LABELS, MODALITIES
@@ -72,7 +72,7 @@ def test_brats_has_four_channels_and_keeps_its_values(tmp_path: Path) -> None:
     assert found.label_names == BRATS_LABELS
     settings = Settings((str(tmp_path / "data"),), str(tmp_path / "run"), iterations=1, window=(16, 16, 16), width=1,
                         device="cpu", validate_every=0, method_options={"labeled_batch": 2})  # fmt: skip
-    result = job.train(settings, resume=False, say=lambda _: None)
+    result = training.train(settings, resume=False, say=lambda _: None)
     assert set(result["mean"]) == {*list(BRATS_LABELS.values())[1:], "foreground"}
     assert {"accuracy", "precision", "recall", "dice"} <= result["mean"]["foreground"].keys()
     spec = ModelSpec.from_dict(json.loads((tmp_path / "run" / "config.json").read_text())["spec"])

@@ -19,7 +19,7 @@ from tiny import sample
 from torch import Tensor
 
 from seg.infer.errors import Exit, SegError
-from seg.train import device, job
+from seg.train import device, job, training
 from seg.train.config import Engine, refuse_changes
 from seg.train.loader import Data
 from seg.train.loop import Loop, LoopConfig
@@ -76,7 +76,7 @@ def train(
     """`seg-train` in this process."""
     given = {"output", *changes}
     settings = Settings((str(root / data),), str(root / name), **changes).with_file(str(root / "config.toml"), given)
-    job.train(settings, resume=resume, say=say, report=lambda step, *_: report(step))
+    training.train(settings, resume=resume, say=say, report=lambda step, *_: report(step))
 
 
 SLOW_TRAIN = """
@@ -377,7 +377,7 @@ def plain_loop(folder: Path, **options: Any) -> Loop:
     data = Data([sample((10, 10, 10), foreground=300)], [])
     data = Data([type(s)(s.id, s.image / 200, (s.label > 0).astype("uint8")) for s in data.labeled], [])  # type: ignore[operator]
     config = LoopConfig(6, (8, 8, 8), log_every=1, save_seconds=0)
-    augmentation = job.WeakAugmentation()
+    augmentation = training.WeakAugmentation()
     return Loop(method, data, config, augmentation, folder, torch.device("cpu"), torch.float32, **options)
 
 
@@ -398,7 +398,7 @@ def test_unlabelled_scans_are_demanded(tmp_path: Path) -> None:
             method,
             Data([sample((10, 10, 10))], []),
             LoopConfig(6, (8, 8, 8)),
-            job.WeakAugmentation(),
+            training.WeakAugmentation(),
             tmp_path,
             torch.device("cpu"),
             torch.float32,

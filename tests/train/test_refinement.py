@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from seg.infer.errors import SegError
-from seg.train import job
+from seg.train import training
 from seg.train.run import load_checkpoint
 from seg.train.settings import Settings
 
@@ -44,7 +44,7 @@ def train(root: Path, name: str, *, resume: bool = False, stop: int | None = Non
         window=(16, 16, 16), width=2, device="cpu", precision="fp32", validate_every=0,
         method_options=dict(OPTIONS), loop={"save_seconds": 0, "log_every": 1},
     )  # fmt: skip
-    job.train(settings, resume=resume, say=lambda _: None, report=report)
+    training.train(settings, resume=resume, say=lambda _: None, report=report)
 
 
 def digest(run: Path) -> str:

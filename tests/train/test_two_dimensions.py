@@ -13,7 +13,7 @@ from builders import DATA, fact
 from test_methods import UNSUPERVISED, gradients
 
 from seg.infer.errors import Exit, SegError
-from seg.train import job
+from seg.train import job, training
 from seg.train.augment import PLANES, WeakAugmentation, _affines, weak_augment
 from seg.train.config import Engine
 from seg.train.loop import LoopConfig
@@ -290,7 +290,7 @@ def train(root: Path, **changes: object) -> dict[str, dict[str, float]]:
         method_options=options,
         augmentation={"rotation": 0.0, "scale": 0.0, "mirror": [0, 1], "rot90": True},
     )
-    mean: dict[str, dict[str, float]] = job.train(replace(settings, **changes), resume=False, say=lambda _: None)[
+    mean: dict[str, dict[str, float]] = training.train(replace(settings, **changes), resume=False, say=lambda _: None)[
         "mean"
     ]  # type: ignore[arg-type]
     return mean

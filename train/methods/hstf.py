@@ -16,6 +16,8 @@ The paper proposes the parts without equations or numbers; each is made concrete
 Departures from the proposal. Lengths are shares of the run (of 9000 iterations), so that short runs have all parts.
 Views have one exact scale along all axes, and a grid that the stride divides (see `zoom`), where the proposal lists
 windows for one size. Half of the labelled windows are seen scaled, since all would cost more than an iteration may.
+Strong views have a pass of their own: batch norm's statistics for inference are of what is seen there (hippocampus, 10
+labels, 800 steps, one seed: Dice 84.1 after 83.1).
 """
 
 from collections.abc import Iterable, Sequence
@@ -69,7 +71,7 @@ class HstfConfig(MethodConfig):
     up_share: float = 0.25
     scaled_labeled: int = 2  # labelled windows in the scaled pass
     scaled_statistics: bool = False  # whether scaled passes move batch norm's running statistics
-    strong_statistics: bool = True  # whether strongly perturbed streams do; they have a pass of their own if not
+    strong_statistics: bool = False  # whether strongly perturbed streams do; they have a pass of their own if not
     rounds: tuple[float, ...] = (0.22, 0.44, 0.72)  # () keeps no bank
     stability: bool = True  # quality asks earlier states of the teacher too
     scales: tuple[float, ...] = (1.0, 0.75)

@@ -31,7 +31,6 @@ class HstfCrossMatchConfig(HstfConfig):
     threshold: float = 0.85  # of the assistants, and of HSTF's weights where they are "threshold"
     ip_weight: float = 0.3
     kd_weight: float = 0.3
-    strong_statistics: bool = False
 
 
 class HstfCrossMatch(Hstf):
