@@ -30,8 +30,9 @@ def main() -> None:
     folder = Path(options.data) if Path(options.data).is_dir() else env.DATA / options.data
     curves = {}
     for entry in options.runs:
-        name, _, run = entry.rpartition("=")
-        curves[name or Path(run).name] = curve(Path(run), str(folder), options.factors, options.cases)
+        name, given, run = entry.partition("=")  # names of runs may have a "=" too
+        path = Path(run if given and not Path(entry).is_dir() else entry)
+        curves[name if path != Path(entry) else path.name] = curve(path, str(folder), options.factors, options.cases)
     columns = ["run", *(f"{f:g}" for f in options.factors), "fall"]
     lines = [
         [name, *(f"{100 * d:.2f}" for d in dice.values()), f"{100 * fall(dice):.2f}"] for name, dice in curves.items()
