@@ -30,15 +30,20 @@ def main() -> None:
     folder = Path(options.data) if Path(options.data).is_dir() else env.DATA / options.data
     curves = {}
     for entry in options.runs:
-        name, given, run = entry.partition("=")  # names of runs may have a "=" too
-        path = Path(run if given and not Path(entry).is_dir() else entry)
-        curves[name if path != Path(entry) else path.name] = curve(path, str(folder), options.factors, options.cases)
+        name, run = named(entry)
+        curves[name] = curve(run, str(folder), options.factors, options.cases)
     columns = ["run", *(f"{f:g}" for f in options.factors), "fall"]
     lines = [
         [name, *(f"{100 * d:.2f}" for d in dice.values()), f"{100 * fall(dice):.2f}"] for name, dice in curves.items()
     ]
     content = {"data": folder.name, "dice": {name: {f"{f:g}": d for f, d in c.items()} for name, c in curves.items()}}
     env.report(options.name, content, env.table(columns, lines), options.results)
+
+
+def named(entry: str) -> tuple[str, Path]:
+    """NAME=RUN, or the folder of a run alone; folders may have "=" in their names too."""
+    name, given, run = entry.partition("=")
+    return (name, Path(run)) if given and not Path(entry).is_dir() else (Path(entry).name, Path(entry))
 
 
 def curve(run: Path, data: str, factors: list[float], cases: int | None) -> dict[float, float]:

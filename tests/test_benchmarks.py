@@ -192,6 +192,15 @@ def test_step_alone_and_with_loading() -> None:
     assert all(float(cell) > 0 for cell in row[1:])
 
 
+def test_runs_may_have_an_equals_sign_in_their_names(tmp_path: Path) -> None:
+    from rescaling import named
+
+    run = tmp_path / "method-csc=off_10"
+    run.mkdir()
+    assert named(f"without={run}") == ("without", run)
+    assert named(str(run)) == (run.name, run)
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_is_the_question(script: str) -> None:
     assert "?" in run(script, "--help").stdout

@@ -5,6 +5,7 @@ complete failure (see `seg.infer.metrics`). Distances are in mm, or in voxels wh
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -42,12 +43,16 @@ class ModuleBackend:
         training = self._module.training
         self._module.eval()
         tensor = torch.from_numpy(x).to(self._device)
-        whole = self._precision == torch.float32
-        with SingleVolumes() if whole else torch.autocast(self._device.type, self._precision):
+        with self._kernels():
             logits = run_windows(self._module, tensor)
         self._module.train(training)
         result: NDArray[np.float32] = logits.float().cpu().numpy()
         return result
+
+    def _kernels(self) -> AbstractContextManager[Any]:
+        if self._precision != torch.float32:
+            return torch.autocast(self._device.type, self._precision)
+        return SingleVolumes() if self._device.type == "cpu" else nullcontext()
 
     def close(self) -> None:
         """Nothing is held."""

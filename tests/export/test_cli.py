@@ -15,6 +15,7 @@ from seg.export.run import load_run, remark
 from seg.infer.artifact import load
 from seg.infer.spec import ModelSpec
 from seg.train import training
+from seg.train.config import trained_method
 from seg.train.networks.vnet import VNet
 from seg.train.settings import Settings
 
@@ -122,7 +123,7 @@ def test_run_becomes_every_form(run: Run, trained: Path, tmp_path: Path, monkeyp
 
 def test_what_is_exported_is_the_deployed_network(trained: Path) -> None:
     module, _ = load_run(trained)
-    method, _, _ = training.trained_method(trained)
+    method, _, _ = trained_method(trained)
     assert type(module) is VNet
     mine, average = module.state_dict(), method.average.network.state_dict()  # type: ignore[union-attr]
     assert all(bool((mine[name] == average[name]).all()) for name in average)

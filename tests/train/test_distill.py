@@ -22,6 +22,7 @@ from seg.export.run import load_run
 from seg.infer.errors import SegError
 from seg.infer.spec import ModelSpec, Normalisation
 from seg.train import training
+from seg.train.config import trained_method
 from seg.train.methods import Distill
 from seg.train.methods.distill import DistillConfig, divergence, imitation_dice
 from seg.train.networks.vnet import VNet
@@ -139,7 +140,7 @@ def test_the_teacher_is_no_part_of_the_state() -> None:
 
 
 def test_run_and_artifact_teach_the_same(root: Path) -> None:
-    method, config, _ = training.trained_method(root / "teacher")
+    method, config, _ = trained_method(root / "teacher")
     of_run = Teacher.of_run("teacher", method.deployed(), config, CPU, torch.float32)
     of_file = Teacher.of_artifact(str(root / "teacher.onnx"), CPU)
     x = torch.randn(2, 1, 16, 16, 16)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from seg.infer.errors import Exit, SegError
 from seg.train import device, job, training
+from seg.train.augment import WeakAugmentation
 from seg.train.config import Engine, refuse_changes
 from seg.train.loader import Data
 from seg.train.loop import Loop, LoopConfig
@@ -377,7 +378,7 @@ def plain_loop(folder: Path, **options: Any) -> Loop:
     data = Data([sample((10, 10, 10), foreground=300)], [])
     data = Data([type(s)(s.id, s.image / 200, (s.label > 0).astype("uint8")) for s in data.labeled], [])  # type: ignore[operator]
     config = LoopConfig(6, (8, 8, 8), log_every=1, save_seconds=0)
-    augmentation = training.WeakAugmentation()
+    augmentation = WeakAugmentation()
     return Loop(method, data, config, augmentation, folder, torch.device("cpu"), torch.float32, **options)
 
 
@@ -398,7 +399,7 @@ def test_unlabelled_scans_are_demanded(tmp_path: Path) -> None:
             method,
             Data([sample((10, 10, 10))], []),
             LoopConfig(6, (8, 8, 8)),
-            training.WeakAugmentation(),
+            WeakAugmentation(),
             tmp_path,
             torch.device("cpu"),
             torch.float32,

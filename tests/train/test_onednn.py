@@ -40,10 +40,15 @@ def test_same_logits_by_onednn(name: str) -> None:
         (torch.randn(1, 1, 4, 4, 4), "same"),
     ],
 )
-def test_others_are_left_alone(x: torch.Tensor, padding: int | str) -> None:
+def test_others_are_left_alone(x: torch.Tensor, padding: int | str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     layer = nn.Conv3d(1, 2, 3, padding=padding).to(x.dtype)
+    asked: list[object] = []
+    monkeypatch.setattr(torch, "mkldnn_convolution", lambda *arguments: asked.append(arguments))
     with torch.inference_mode():
         expected = layer(x)
         with SingleVolumes():
             assert torch.equal(layer(x), expected)
+            assert not asked
+            nn.Conv3d(1, 2, 3, padding=1)(x[:1].float())
+    assert len(asked) == 1
