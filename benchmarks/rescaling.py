@@ -8,6 +8,7 @@ the mean over the factors of the Dice lost against factor 1.
 """
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,12 @@ def named(entry: str) -> tuple[str, Path]:
 
 def curve(run: Path, data: str, factors: list[float], cases: int | None) -> dict[float, float]:
     """Factor -> mean Dice of the run's validation cases."""
+    spec, dice = scorer(run, data, cases)
+    return {factor: dice(scaled(spec, factor)) for factor in factors}
+
+
+def scorer(run: Path, data: str, cases: int | None) -> tuple[Any, Callable[[Any], float]]:
+    """The run's spec, and what gives its network's mean Dice on the validation cases under such a spec."""
     import torch
 
     from seg.infer.spec import ModelSpec
@@ -56,13 +63,13 @@ def curve(run: Path, data: str, factors: list[float], cases: int | None) -> dict
     from seg.train.evaluate import validate
 
     method, config, _ = trained_method(run)
-    spec = ModelSpec.from_dict(config["spec"])
     val = [case for case in discover([data]).cases if case.id in config["split"]["val"]][:cases]
-    found = {}
-    for factor in factors:
-        result: Any = validate(method.deployed(), val, scaled(spec, factor), torch.device("cpu"), torch.float32)
-        found[factor] = float(result["mean"]["foreground"]["dice"])
-    return found
+
+    def dice(spec: ModelSpec) -> float:
+        result: Any = validate(method.deployed(), val, spec, torch.device("cpu"), torch.float32)
+        return float(result["mean"]["foreground"]["dice"])
+
+    return ModelSpec.from_dict(config["spec"]), dice
 
 
 def scaled(spec: Any, factor: float) -> Any:

@@ -19,6 +19,7 @@ SCRIPTS = (
     "iteration",
     "hybrid",
     "rescaling",
+    "tiles",
     "memory",
     "startup",
     "models",

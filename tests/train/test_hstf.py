@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from seg.train.losses import distribution_loss
 from seg.train.methods import METHODS, Batch, hstf, hstf_crossmatch
 from seg.train.methods.hstf import Hstf
-from seg.train.methods.streams import in_one, in_two
+from seg.train.methods.streams import in_groups, in_one
 from seg.train.networks.hstf import Hstf2d
 from seg.train.networks.vnet import VNet
 
@@ -86,21 +86,24 @@ def test_scaled_passes_leave_running_statistics_alone() -> None:
 
 @pytest.mark.parametrize("name", BOTH)
 def test_strong_streams_may_leave_running_statistics_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then these do not depend on strong views at all, while the streams still learn; else they do."""
+    """Then these do not depend on strong views at all, while the streams still learn; else they do.
 
-    def statistics(strong: bool, view: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    The views differ in shape, for batch norm undoes scale and shift.
+    """
+
+    def statistics(strong: bool, view: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         for module in (hstf, hstf_crossmatch):
-            monkeypatch.setattr(module, "strong_view", lambda u, _: u * view)
+            monkeypatch.setattr(module, "strong_view", lambda u, _: u**view)
         method = build(name, csc="off", strong_statistics=strong)
         found = losses(method)
         return {k: v.clone() for k, v in method.student.named_buffers() if "running" in k}, found
 
-    (one, first), (other, second) = (statistics(False, view) for view in (1.0, 3.0))
+    (one, first), (other, second) = (statistics(False, view) for view in (1, 3))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[k], other[k]) for k in one)
     term = "pseudo" if name == "hstf" else "image"
     assert not torch.equal(first[term], second[term])
-    (one, _), (other, _) = (statistics(True, view) for view in (1.0, 3.0))
+    (one, _), (other, _) = (statistics(True, view) for view in (1, 3))
     assert not any(torch.equal(one[k], other[k]) for k in one)
 
 
@@ -109,7 +112,7 @@ def test_passes_keep_the_order_of_streams() -> None:
     torch.manual_seed(0)
     part, streams = nn.Conv3d(1, 2, 1), [[torch.randn(n, 1, 2, 2, 2)] for n in (1, 3, 2, 1)]
     whole = in_one(lambda levels: [part(levels[0])], streams)
-    apart = in_two(part, lambda levels: [part(levels[0])], streams, [2, 0])
+    apart = in_groups(part, lambda levels: [part(levels[0])], streams, [[2, 0], [1], [3]])
     assert [len(stream[0]) for stream in whole] == [1, 3, 2, 1]
     for a, b in zip(whole, apart, strict=True):
         torch.testing.assert_close(a[0], b[0])

@@ -53,8 +53,8 @@ from .streams import (
     Perturbation,
     Stream,
     StreamTarget,
+    in_groups,
     in_one,
-    in_two,
     kept_statistics,
     perturbed,
 )
@@ -226,7 +226,8 @@ class CrossMatch(Method):
 
         if self.config.batch_norm == "shared":
             return in_one(decode, streams)
-        return in_two(self.student, decode, streams, calm=range(len(streams) - 2))
+        calm = range(len(streams) - 2)
+        return in_groups(self.student, decode, streams, [calm, range(len(calm), len(streams))])
 
     @property
     def _mean_teacher(self) -> Ema | None:

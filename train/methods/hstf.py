@@ -38,7 +38,7 @@ from ..softmatch import SoftMatch
 from ..strong import cutmix_boxes, strong_view
 from ..zoom import Zoom
 from .base import Batch, Method, MethodConfig, pointwise
-from .streams import Part, Stream, in_one, in_two, kept_statistics
+from .streams import Part, Stream, in_groups, in_one, kept_statistics
 
 FEATURE_LEVEL = 3  # the first token stage of the hybrid
 
@@ -186,15 +186,17 @@ class Hstf(Method):
         if self.config.cutmix:
             box = cutmix_boxes(len(strong), strong.shape[2:], batch.generator)
             strong, target = torch.where(box[:, None], strong.flip(0), strong), target.mixed(box)
-        (labeled,), (unlabeled,) = self._passes(lambda levels: [self.student(levels[0])], [[batch.x], [strong]], [0])
+        (labeled,), (unlabeled,) = self._passes(
+            lambda levels: [self.student(levels[0])], [[batch.x], [strong]], [[0], [1]]
+        )
         loss = distribution_loss(unlabeled, target.probability, target.weight)
         return labeled, {"pseudo": self.config.pseudo_weight * loss}
 
-    def _passes(self, run: Part, streams: Sequence[Stream], calm: Sequence[int]) -> list[Stream]:
-        """Streams through a part of the student; `calm` are those that are not strongly perturbed."""
+    def _passes(self, run: Part, streams: Sequence[Stream], groups: Sequence[Sequence[int]]) -> list[Stream]:
+        """Streams through a part of the student, a pass for each group; those of the first are not perturbed."""
         if self.config.strong_statistics:
             return in_one(run, streams)
-        return in_two(self.student, run, streams, calm)
+        return in_groups(self.student, run, streams, groups)
 
     def _scaled(self, batch: Batch, target: Target, features: Tensor) -> dict[str, Tensor]:
         """What the student loses at another scale: "supervised", "scale", "feature"; empty when switched off."""

@@ -61,10 +61,11 @@ class HstfCrossMatch(Hstf):
         return StreamTarget(target.label, target.weight, self.config.distance)
 
     def _streams(self, x: Tensor, u: Tensor, s1: Tensor, s2: Tensor) -> tuple[Tensor, ...]:
-        """Logits x, s1, s2, ww, ws, sw, ss. Calm are x and u in the encoder, x and ww in the decoder."""
+        """Logits x, s1, s2, ww, ws, sw, ss; those with perturbed features have batch norm passes of their own."""
         net, kind = self._network, self.config.perturbation
         rates = (1 - self.config.gap) / 2, (1 + self.config.gap) / 2
-        fx, fu, f1, f2 = self._passes(lambda levels: net.encode(levels[0]), [[x], [u], [s1], [s2]], [0, 1])
+        fx, fu, f1, f2 = self._passes(lambda levels: net.encode(levels[0]), [[x], [u], [s1], [s2]], [[0, 1], [2, 3]])
         streams = [fx, f1, f2, *(perturbed(f, p, kind, net.dims) for f in (fu, f2) for p in rates)]
-        found = self._passes(lambda levels: [net.decode(levels, head_dropout=False)], streams, [0, 3])
+        groups = [0], [1, 2], [3, 4], [5, 6]
+        found = self._passes(lambda levels: [net.decode(levels, head_dropout=False)], streams, groups)
         return tuple(logits for (logits,) in found)

@@ -43,12 +43,14 @@ def in_one(run: Part, streams: Sequence[Stream]) -> list[Stream]:
     return list(zip(*levels, strict=True))
 
 
-def in_two(network: nn.Module, run: Part, streams: Sequence[Stream], calm: Sequence[int]) -> list[Stream]:
-    """The same of two passes: the streams numbered in `calm`, then the others, which leave running statistics alone."""
-    rest = [number for number in range(len(streams)) if number not in calm]
-    found = dict(zip(calm, in_one(run, [streams[n] for n in calm]), strict=True))
-    with kept_statistics(network):
-        found |= zip(rest, in_one(run, [streams[n] for n in rest]), strict=True)
+def in_groups(
+    network: nn.Module, run: Part, streams: Sequence[Stream], groups: Sequence[Sequence[int]]
+) -> list[Stream]:
+    """The same of a pass for each group of stream numbers; the first alone moves batch norm's running statistics."""
+    found: dict[int, Stream] = {}
+    for group in groups:
+        with kept_statistics(network, keep=bool(found)):
+            found |= zip(group, in_one(run, [streams[n] for n in group]), strict=True)
     return [found[number] for number in range(len(streams))]
 
 
