@@ -37,6 +37,7 @@ from statistics import median
 from typing import Any
 
 import environment as env
+from trainings import config_of, parse_method
 
 UNIT = "supervised,labeled_batch=4"
 OFFICIAL_ROW = "official"
@@ -348,18 +349,12 @@ def make_method(row: str, width: int) -> Any:
     """METHOD[:PRESET][,FIELD=VALUE...] with a fresh V-Net."""
     import torch
 
-    from seg.train.methods import METHODS, PRESETS
+    from seg.train.methods import METHODS
     from seg.train.networks import build_network
-    from seg.train.settings import override
 
-    first, *fields = row.split(",")
-    name, _, preset = first.partition(":")
-    config = replace(METHODS[name].Config(), **(PRESETS[name][preset] if preset else {}))
-    options = dict(field.split("=") for field in fields)
-    typed = {key: type(getattr(config, key))(value) for key, value in options.items()}
-    config = override(config, typed, "row")
+    config = config_of(row)
     torch.manual_seed(0)
-    return METHODS[name](build_network("vnet", 1, 2, width, config.dropout), config, 1000)
+    return METHODS[parse_method(row).method](build_network("vnet", 1, 2, width, config.dropout), config, 1000)
 
 
 def make_loader(setting: dict[str, Any], device: Any, labeled: int, unlabeled: int) -> Any:

@@ -5,6 +5,7 @@ network it trains that of --network.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -47,9 +48,9 @@ def parse_method(text: str) -> Recipe:
 
 
 def parse_options(text: str) -> dict[str, Any]:
-    """ "eta=0.1,optimizer=sgd" -> options."""
+    """ "eta=0.1,rounds=[0.5,0.8]" -> options; commas within brackets belong to the value."""
     options: dict[str, Any] = {}
-    for change in filter(None, text.split(",")):
+    for change in filter(None, re.split(r",(?![^\[]*\])", text)):
         key, equals, value = change.partition("=")
         if not equals:
             raise SystemExit(f"{text}: {change!r} is not NAME=VALUE")

@@ -130,6 +130,17 @@ def test_a_failing_row_is_told_and_does_not_stop_the_others(run: Run, tmp_path: 
     assert [row["seed"] for row in content(tmp_path)["rows"]] == [1]
 
 
+def test_an_option_may_be_a_list() -> None:
+    from trainings import parse_options
+
+    assert parse_options("csc=off,rounds=[0.5,0.8],eta=0.1,betas=[]") == {
+        "csc": "off",
+        "rounds": [0.5, 0.8],
+        "eta": 0.1,
+        "betas": [],
+    }
+
+
 @pytest.mark.parametrize(
     ("method", "found"),
     [
