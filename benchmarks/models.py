@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="one data folder for all models given")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "auto"))
     parser.add_argument("--flips", action="store_true", help="average over the eight mirrorings")
+    parser.add_argument("--largest-component", action="store_true", help="as seg-infer has it; another file")
     parser.add_argument("--threads", type=int, default=env.usable_threads())
     parser.add_argument("--results", type=Path, default=env.RESULTS)
     parser.add_argument("--smoke", action="store_true", help="a phantom or two; writes no result")
@@ -56,7 +57,8 @@ def main() -> None:
             rows += table_rows(label, found)
     columns = ("model", "scans", "class", "Dice", "Jaccard", "95HD", "ASD", "s a scan", "MB")
     text = env.table(columns, rows)
-    env.report("models", {"models": content}, text, None if options.smoke else options.results)
+    name = "models-largest-component" if options.largest_component else "models"
+    env.report(name, {"models": content}, text, None if options.smoke else options.results)
 
 
 def evaluate(artifact: Any, data: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -66,6 +68,7 @@ def evaluate(artifact: Any, data: Path, options: argparse.Namespace) -> dict[str
     import numpy as np
 
     from seg.infer.backends import open_backend
+    from seg.infer.components import keep_largest
     from seg.infer.metrics import evaluate as class_metrics
     from seg.infer.nifti import read
     from seg.infer.predict import segment
@@ -80,6 +83,8 @@ def evaluate(artifact: Any, data: Path, options: argparse.Namespace) -> dict[str
         truth = np.rint(read(str(data / "labels" / f"{case}.nii.gz")).volume.intensities()[0]).astype(np.int64)
         began = time.perf_counter()
         mask = segment(scan, spec, backend, flips=options.flips)
+        if options.largest_component:
+            mask = keep_largest(mask)
         seconds = time.perf_counter() - began
         scores = class_metrics(mask, truth, spec.label_values, scan.spacing.tolist())
         names = dict(zip(spec.label_values, spec.labels, strict=True))
