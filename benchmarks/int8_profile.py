@@ -54,12 +54,12 @@ def measure(paths: dict[str, Path], shape: tuple[int, ...], threads: int, turns:
     import numpy as np
     import openvino as ov
 
-    from seg.infer.backends.unsigned import use_unsigned
+    from seg.infer.backends.quantisers import fuse_quantisers
 
     requests, groups = {}, {}
     for form, path in paths.items():
         model = ov.Core().read_model(path)
-        use_unsigned(model, ov.opset13)
+        fuse_quantisers(model, ov.opset13)
         model.reshape((1, 1, *shape))
         config = {"INFERENCE_NUM_THREADS": threads, "PERF_COUNT": True, "INFERENCE_PRECISION_HINT": "f32"}
         compiled = ov.Core().compile_model(model, "CPU", config)

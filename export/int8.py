@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from seg.infer.artifact import Golden, load
 from seg.infer.atomic import atomic_file
@@ -33,6 +32,7 @@ from seg.train.cases import Case
 
 from .calibration import network_inputs
 from .onnx_ import describe
+from .qdq import quantise_behind_pools, sign_activations
 from .quality import Quality, judge, mask_of, opened, refusal, row
 
 MOST_FLOAT_LAYERS = 4
@@ -139,22 +139,9 @@ def quantised(
             ignored_scope=ignored,
             advanced_parameters=options,
         )
-    _sign_activations(result.graph)
+    sign_activations(result.graph)
+    quantise_behind_pools(result.graph)
     return result
-
-
-def _sign_activations(graph: onnx.GraphProto) -> None:
-    """uint8 with zero point 0 -> int8 with zero point 0 over the same range, in place."""
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "QuantizeLinear":
-            scale, zero = tensors[node.input[1]], tensors[node.input[2]]
-            assert not numpy_helper.to_array(zero).any(), "the preset is symmetric"
-            if zero.data_type == onnx.TensorProto.UINT8:
-                wider = numpy_helper.to_array(scale) * np.float32(255 / 127)
-                scale.CopyFrom(numpy_helper.from_array(wider, scale.name))
-                zero.CopyFrom(numpy_helper.from_array(np.zeros(wider.shape, np.int8), zero.name))
-    del graph.value_info[:]  # holds the old types
 
 
 def _search(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..machine import usable_threads
 from . import Precision, closed, cuda_index, from_slices, load_error, no_device, no_precision, sliced_shape, to_slices
-from .unsigned import use_unsigned
+from .quantisers import fuse_quantisers
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
@@ -88,7 +88,7 @@ class OpenVinoBackend:
                 self._model = ov.Model([self._model.output(output)], self._model.get_parameters())
             elif output not in self._model.output(0).names:
                 raise RuntimeError(f"the graph has no output {output}")
-            use_unsigned(self._model, ov.opset13)
+            fuse_quantisers(self._model, ov.opset13)
             self._config = config
             self._dims = len(self._model.input(0).partial_shape)
             compiled = self._compile(None if shape is None else tuple(shape))

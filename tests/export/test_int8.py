@@ -194,7 +194,7 @@ def test_golden_pair_and_a_second_engine(
     other = session.run(None, {"image": x})[0]
     tolerance = artifact.spec.card["quantisation"]["golden_tolerance"]
     assert golden_error(other, artifact.golden.logits) < tolerance
-    monkeypatch.setattr("seg.infer.backends.openvino_.use_unsigned", lambda *_: 0)
+    monkeypatch.setattr("seg.infer.backends.openvino_.fuse_quantisers", lambda *_: 0)
     signed = open_backend("openvino", path, "cpu")
     for scan in network_inputs(cases_in(str(data)), SPEC):
         found, expected = session.run(None, {"image": scan})[0], signed.run(scan).copy()
@@ -207,7 +207,7 @@ def test_unsigned_activations_are_nearer_to_fp32(
     """Than the signed ones of the file: root of the mean square over all scans."""
     scans = network_inputs(cases_in(str(data)), SPEC)
     exact, unsigned = open_backend("openvino", fp32, "cpu"), open_backend("openvino", made[0], "cpu")
-    monkeypatch.setattr("seg.infer.backends.openvino_.use_unsigned", lambda *_: 0)
+    monkeypatch.setattr("seg.infer.backends.openvino_.fuse_quantisers", lambda *_: 0)
     signed = open_backend("openvino", made[0], "cpu")
     square = {"signed": 0.0, "unsigned": 0.0}
     for scan in scans:
@@ -259,7 +259,7 @@ def test_no_trace_of_this_machine(made: tuple[str, Quality, list[str]], data: Pa
 def test_signed_activations_cover_the_same_range(fp32: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = network_inputs(calibration_cases(str(data), 3, ()), SPEC)
     signed = quantised(onnx.load(fp32), inputs, ())
-    monkeypatch.setattr(int8, "_sign_activations", lambda graph: None)
+    monkeypatch.setattr(int8, "sign_activations", lambda graph: None)
     unsigned = quantised(onnx.load(fp32), inputs, ())
 
     def ranges(proto: onnx.ModelProto) -> dict[str, float]:

@@ -115,3 +115,7 @@ def test_int8_masks_are_those_of_fp32(artifact: str, tmp_path: Path) -> None:
     assert spec.dims == 2
     assert load(str(tmp_path / "int8.onnx")).spec == spec
     assert json.loads(spec.to_json())["card"]["quantisation"]["overlap"] > 0.95
+    golden = load(str(tmp_path / "int8.onnx")).golden
+    assert golden is not None
+    found = open_backend("onnxruntime", str(tmp_path / "int8.onnx"), "cpu", threads=1).run(golden.x.astype(np.float32))
+    assert golden_error(found, golden.logits) < 0.05

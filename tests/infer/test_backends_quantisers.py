@@ -1,4 +1,4 @@
-"""Signed eight-bit activations after a ReLU become unsigned in OpenVINO: same range, half the step."""
+"""Eight-bit activations in OpenVINO: unsigned after a ReLU, same range and half the step; others keep their scale."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from seg.infer.backends.openvino_ import OpenVinoBackend
-from seg.infer.backends.unsigned import use_unsigned
+from seg.infer.backends.quantisers import fuse_quantisers
 
 from . import small_nets
 
@@ -17,8 +17,8 @@ SCALE = 0.02  # of the quantised activation; its highest value is 127 times that
 WEIGHTS = np.random.default_rng(1).standard_normal((4, 2, 1, 1, 1)).astype(np.float32)
 
 
-def quantised(path: Path, activation: str) -> str:
-    """Convolution to 4 channels, `activation` ("" for none), quantised to int8, summed over channels."""
+def quantised(path: Path, activation: str, then: str = "") -> str:
+    """Convolution to 4 channels, `activation`, quantised to int8, `then`, summed over channels; "" is nothing."""
 
     def constant(name: str, value: np.ndarray) -> onnx.TensorProto:
         return numpy_helper.from_array(value, name)
@@ -27,18 +27,26 @@ def quantised(path: Path, activation: str) -> str:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", channels, "x", "y", "z"])
 
     act = [helper.make_node(activation, ["c"], ["a"])] if activation else []
+    after = {
+        "": [],
+        "MaxPool": [helper.make_node("MaxPool", ["d"], ["t"], kernel_shape=[2, 2, 2], strides=[2, 2, 2])],
+        "Concat": [helper.make_node("Concat", ["d", "d"], ["t"], axis=1)],
+    }[then]
     nodes = [
         helper.make_node("Conv", ["image", "w"], ["c"]),
         *act,
         helper.make_node("QuantizeLinear", ["a" if activation else "c", "scale", "zero"], ["q"]),
         helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
-        helper.make_node("Conv", ["d", "ones"], ["logits"]),
+        *after,
+        helper.make_node("DequantizeLinear", ["ones", "one", "zero"], ["sum"]),
+        helper.make_node("Conv", ["t" if after else "d", "sum"], ["logits"]),
     ]
     constants = [
         constant("w", WEIGHTS),
         constant("scale", np.float32(SCALE)),
         constant("zero", np.int8(0)),
-        constant("ones", np.ones((1, 4, 1, 1, 1), np.float32)),
+        constant("one", np.float32(1)),
+        constant("ones", np.ones((1, 8 if then == "Concat" else 4, 1, 1, 1), np.int8)),
     ]
     return small_nets.save(helper.make_graph(nodes, "q", [value("image", 2)], [value("logits", 1)], constants), path)
 
@@ -64,10 +72,21 @@ def test_values_below_zero_keep_their_sign(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected.sum(1, keepdims=True), atol=1.01 * SCALE)
 
 
+@pytest.mark.parametrize("then", ["MaxPool", "Concat"])
+def test_the_scale_survives_what_follows(tmp_path: Path, then: str) -> None:
+    x = small_nets.windows(1, 2, 6, 4, 4)
+    found = OpenVinoBackend(quantised(tmp_path / "q.onnx", "", then)).run(x)
+    expected = np.clip(np.round(features(x) / SCALE), -128, 127) * SCALE
+    if then == "MaxPool":
+        expected = expected.reshape(1, 4, 3, 2, 2, 2, 2, 2).max(axis=(3, 5, 7))
+    factor = 2 if then == "Concat" else 1
+    np.testing.assert_allclose(found, factor * expected.sum(1, keepdims=True), atol=factor * 1.01 * SCALE)
+
+
 @pytest.mark.parametrize(("activation", "count"), [("Relu", 1), ("", 0), ("Tanh", 0)])
 def test_only_what_is_never_negative(tmp_path: Path, activation: str, count: int) -> None:
     model = openvino.Core().read_model(quantised(tmp_path / "q.onnx", activation))
-    assert use_unsigned(model, openvino.opset13) == count
+    assert fuse_quantisers(model, openvino.opset13) == count
 
 
 @pytest.mark.parametrize("name", ["left-atrium", "hippocampus"])
@@ -75,5 +94,5 @@ def test_shipped_models_lose_all_but_the_input(name: str) -> None:
     models = Path(__file__).parents[2] / "infer" / "models"
     model = openvino.Core().read_model(models / f"{name}.int8.onnx")
     signed = sum(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
-    assert use_unsigned(model, openvino.opset13) == signed - 1
-    assert use_unsigned(openvino.Core().read_model(models / f"{name}.onnx"), openvino.opset13) == 0
+    assert fuse_quantisers(model, openvino.opset13) == signed - 1
+    assert fuse_quantisers(openvino.Core().read_model(models / f"{name}.onnx"), openvino.opset13) == 0
