@@ -20,15 +20,7 @@ FACTORS = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4)
 
 def main() -> None:
     """Score every run at every factor."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="NAME=RUN")
-    parser.add_argument("--data", required=True, help="data set in SEG_DATA (else ../shared/data), or a folder")
-    parser.add_argument("--factors", nargs="+", type=float, default=FACTORS)
-    parser.add_argument("--cases", type=int, help="the first N validation cases; default all")
-    parser.add_argument("--name", default="rescaling", help="of the result file")
-    parser.add_argument("--results", type=Path, default=env.RESULTS)
-    options = parser.parse_args()
-    folder = Path(options.data) if Path(options.data).is_dir() else env.DATA / options.data
+    options, folder = arguments(__doc__, FACTORS, "rescaling")
     curves = {}
     for entry in options.runs:
         name, run = named(entry)
@@ -39,6 +31,19 @@ def main() -> None:
     ]
     content = {"data": folder.name, "dice": {name: {f"{f:g}": d for f, d in c.items()} for name, c in curves.items()}}
     env.report(options.name, content, env.table(columns, lines), options.results)
+
+
+def arguments(question: str | None, factors: tuple[float, ...], name: str) -> tuple[argparse.Namespace, Path]:
+    """Runs, factors and cases as the user gives them, and the data folder."""
+    parser = argparse.ArgumentParser(description=question, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="NAME=RUN")
+    parser.add_argument("--data", required=True, help="data set in SEG_DATA (else ../shared/data), or a folder")
+    parser.add_argument("--factors", nargs="+", type=float, default=factors)
+    parser.add_argument("--cases", type=int, help="the first N validation cases; default all")
+    parser.add_argument("--name", default=name, help="of the result file")
+    parser.add_argument("--results", type=Path, default=env.RESULTS)
+    options = parser.parse_args()
+    return options, Path(options.data) if Path(options.data).is_dir() else env.DATA / options.data
 
 
 def named(entry: str) -> tuple[str, Path]:

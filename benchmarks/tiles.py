@@ -7,28 +7,18 @@ whole scan as one tile. A spec may say `tiling: free` where the last column does
     python benchmarks/tiles.py --data LA vnet=runs/a hybrid=runs/b
 """
 
-import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import environment as env
-from rescaling import named, scorer
+from rescaling import arguments, named, scorer
 
 FACTORS = (1.0, 1.25, 1.5)
 
 
 def main() -> None:
     """Score every run with every tile."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="NAME=RUN")
-    parser.add_argument("--data", required=True, help="data set in SEG_DATA (else ../shared/data), or a folder")
-    parser.add_argument("--factors", nargs="+", type=float, default=FACTORS)
-    parser.add_argument("--cases", type=int, help="the first N validation cases; default all")
-    parser.add_argument("--name", default="tiles", help="of the result file")
-    parser.add_argument("--results", type=Path, default=env.RESULTS)
-    options = parser.parse_args()
-    folder = Path(options.data) if Path(options.data).is_dir() else env.DATA / options.data
+    options, folder = arguments(__doc__, FACTORS, "tiles")
     found = {}
     for entry in options.runs:
         name, run = named(entry)
