@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="one data folder for all models given")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "auto"))
     parser.add_argument("--flips", action="store_true", help="average over the eight mirrorings")
-    parser.add_argument("--largest-component", action="store_true", help="as seg-infer has it; another file")
+    parser.add_argument("--all-components", action="store_true", help="as --no-largest-component; another file")
     parser.add_argument("--threads", type=int, default=env.usable_threads())
     parser.add_argument("--results", type=Path, default=env.RESULTS)
     parser.add_argument("--smoke", action="store_true", help="a phantom or two; writes no result")
@@ -57,23 +57,22 @@ def main() -> None:
             rows += table_rows(label, found)
     columns = ("model", "scans", "class", "Dice", "Jaccard", "95HD", "ASD", "s a scan", "MB")
     text = env.table(columns, rows)
-    name = "models-largest-component" if options.largest_component else "models"
+    name = "models-all-components" if options.all_components else "models"
     env.report(name, {"models": content}, text, None if options.smoke else options.results)
 
 
 def evaluate(artifact: Any, data: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Metrics of every validation scan and their means over scans."""
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     import numpy as np
 
     from seg.infer.backends import open_backend
-    from seg.infer.components import keep_largest
     from seg.infer.metrics import evaluate as class_metrics
     from seg.infer.nifti import read
     from seg.infer.predict import segment
 
-    spec = artifact.spec
+    spec = replace(artifact.spec, largest_component=False) if options.all_components else artifact.spec
     backend = open_backend("openvino", artifact.path, precision=options.precision, threads=options.threads)
     cases: dict[str, Any] = {}
     known = True
@@ -83,8 +82,6 @@ def evaluate(artifact: Any, data: Path, options: argparse.Namespace) -> dict[str
         truth = np.rint(read(str(data / "labels" / f"{case}.nii.gz")).volume.intensities()[0]).astype(np.int64)
         began = time.perf_counter()
         mask = segment(scan, spec, backend, flips=options.flips)
-        if options.largest_component:
-            mask = keep_largest(mask)
         seconds = time.perf_counter() - began
         scores = class_metrics(mask, truth, spec.label_values, scan.spacing.tolist())
         names = dict(zip(spec.label_values, spec.labels, strict=True))

@@ -128,7 +128,9 @@ def _before(spec: ModelSpec) -> list[dict[str, Any]]:
     steps: list[dict[str, Any]] = [
         {"_target_": "LoadImaged", "keys": "image", "reader": "NibabelReader"},
         {"_target_": "EnsureChannelFirstd", "keys": "image"},
-        {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS", "labels": None},
+        {"_target_": "scripts.bundle_model.SlicesLastd", "keys": "image"}
+        if spec.orientation == "slices"
+        else {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS", "labels": None},
     ]
     for above, limit in ((True, norm.lower), (False, norm.upper)):
         if limit is not None:
@@ -172,6 +174,16 @@ def _after(spec: ModelSpec) -> list[dict[str, Any]]:
         {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
     ]
     classes = list(range(len(spec.labels)))
+    if spec.largest_component:
+        steps.append(
+            {
+                "_target_": "KeepLargestConnectedComponentd",
+                "keys": "pred",
+                "applied_labels": classes[1:],
+                "is_onehot": False,
+                "independent": True,
+            }
+        )
     if list(spec.label_values) != classes:
         steps.append(
             {
@@ -226,6 +238,7 @@ def bundle_metadata(artifact: Artifact) -> dict[str, Any]:
             "nibabel": metadata.version("nibabel"),
             "onnxruntime": metadata.version("onnxruntime"),
             "pytorch-ignite": "0.5.5",
+            **({"scikit-image": "0.26.0"} if spec.largest_component else {}),
         },
         "name": spec.name,
         "task": f"segmentation of {', '.join(spec.labels[1:])}",
@@ -245,6 +258,7 @@ def bundle_metadata(artifact: Artifact) -> dict[str, Any]:
 
 def readme(spec: ModelSpec) -> str:
     """docs/README.md."""
+    packages = "monai nibabel onnxruntime pytorch-ignite" + (" scikit-image" if spec.largest_component else "")
     return f"""# {spec.name}
 
 ```
@@ -252,7 +266,7 @@ def readme(spec: ModelSpec) -> str:
 ```
 
 ```
-pip install monai nibabel onnxruntime pytorch-ignite
+pip install {packages}
 python -m monai.bundle run --config_file BUNDLE/configs/inference.json --meta_file BUNDLE/configs/metadata.json \\
     --bundle_root BUNDLE --dataset_dir SCANS --output_dir MASKS
 ```

@@ -1,4 +1,4 @@
-"""What a MONAI bundle needs besides MONAI: the network's sampling grid, and the network as a torch module.
+"""What a MONAI bundle needs besides MONAI: orientation and sampling grid, and the network as a torch module.
 
 `seg-export --bundle` copies this file into the bundle, which thereby works without seg-toolkit. So it imports nothing
 of it, and says again, in MONAI's terms, what `seg.infer.resample` does; a test holds the two together.
@@ -67,6 +67,44 @@ class ToModelGridd(MapTransform, InvertibleTransform):  # type: ignore[misc]
             image.affine = before["affine"]
             found[key] = image
         return found
+
+
+class SlicesLastd(MapTransform, InvertibleTransform):  # type: ignore[misc]
+    """Images as they are stored, the axis across the slices moved to the end; the inverse moves it back.
+
+    That is the axis with voxels over 1.5 times as large (mm) as any other's; where there is none, the one with the
+    fewest, and the last of equals.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """(C, X, Y, Z) images, slices last."""
+        found = dict(data)
+        for key in self.key_iterator(found):
+            image = found[key]
+            shape, mm = image.shape[1:], [float(edge) for edge in image.pixdim]
+            _, middle, coarsest = sorted(range(3), key=mm.__getitem__)
+            across = min(range(3), key=lambda axis: (shape[axis], -axis))
+            if shape[across] > 1 and mm[coarsest] > 1.5 * mm[middle]:
+                across = coarsest
+            order = [*(axis for axis in range(3) if axis != across), across]
+            found[key] = self._turned(image, order)
+            self.push_transform(found[key], extra_info={"order": order})
+        return found
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """In the order they were stored in."""
+        found = dict(data)
+        for key in self.key_iterator(found):
+            order = self.pop_transform(found[key])["extra_info"]["order"]
+            found[key] = self._turned(found[key], [order.index(axis) for axis in range(3)])
+        return found
+
+    @staticmethod
+    def _turned(image: MetaTensor, order: Sequence[int]) -> MetaTensor:
+        turned = MetaTensor(image.as_tensor().permute(0, *(axis + 1 for axis in order)), meta=image.meta)
+        turned.applied_operations = image.applied_operations
+        turned.affine = image.affine[:, [*order, 3]]
+        return turned
 
 
 def _affine(affine: torch.Tensor, before: Sequence[int], after: Sequence[int]) -> torch.Tensor:

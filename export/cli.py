@@ -8,7 +8,7 @@ import typer
 
 from seg.infer.console import guarded, say, version_option
 
-from .from_run import Options, artifact_of, export_run
+from .from_run import OF_RUNS, Options, artifact_of, export_run
 
 if TYPE_CHECKING:
     from .triton import TritonBackendName
@@ -37,6 +37,7 @@ def seg_export(
     bundle: Annotated[str | None, typer.Option(metavar="DIR", help="Write a MONAI bundle, which runs without seg-toolkit.")] = None,
     all_forms: Annotated[str | None, typer.Option("--all", metavar="DIR", help="Write every form that can be made here, each proven, and a table of them.")] = None,
     card: Annotated[str | None, typer.Option(metavar="FILE.toml", help="Entries for the model card: data, license, limits.")] = None,
+    largest_component: Annotated[bool, typer.Option("--largest-component", help="Masks keep the largest connected part of each class alone; seg-train says what that gives.")] = False,
     features: Annotated[bool, typer.Option("--features", help="Offer the features too: less memory with many classes.")] = False,
     precision: Annotated[Literal["fp32", "fp16", "int8"], typer.Option(help="fp16 is half the size; int8 a quarter and faster on CPUs, it needs --calibration.")] = "fp32",
     calibration: Annotated[str | None, typer.Option(metavar="DIR", help="Scans of the kind that the model will see; the training folder is a good choice.")] = None,
@@ -65,7 +66,7 @@ def seg_export(
         tuned = any(x is not None for x in (trt_profile, trt_window, timing_cache))
         if (trt or tuned) and not engine:
             raise typer.BadParameter("--trt and its options go with -o MODEL.engine")
-        options = Options(card, features, precision, calibration, scans, verify)
+        options = Options(card, largest_component, features, precision, calibration, scans, verify)
         if all_forms is not None:
             _to_all(source, all_forms, options, overwrite, quiet)
             return
@@ -99,11 +100,12 @@ def _to_all(source: str, folder: str, options: Options, overwrite: bool, quiet: 
     tell = (lambda _: None) if quiet else say
     run = Path(source) if os.path.isdir(source) else None
     if run is not None:
-        made_from = Source.of_run(*load_run(run, options.card_entries()))
+        entries = options.card_entries()
+        made_from = Source.of_run(*load_run(run, entries, largest_component=options.largest_component))
         if text := remark(made_from.spec):
             tell(f"note: {text}")
-    elif options.card or options.features:
-        raise typer.BadParameter("--card and --features are for runs; this model is exported already")
+    elif options.of_runs:
+        raise typer.BadParameter(f"{OF_RUNS} are for runs; this model is exported already")
     else:
         made_from = Source.of_artifact(resolve(source))
     refuse_outputs(folder, made_from.name, overwrite)

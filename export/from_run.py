@@ -18,16 +18,25 @@ if TYPE_CHECKING:
     from .onnx_ import Parity
 
 
+OF_RUNS = "--card, --features, --largest-component"
+
+
 @dataclass(frozen=True)
 class Options:
-    """What an export takes: entries of the card, form, and folders of scans."""
+    """What an export takes: entries of the card, what the model does, form, and folders of scans."""
 
     card: str | None
+    largest_component: bool
     features: bool
     precision: Literal["fp32", "fp16", "int8"]
     calibration: str | None
     scans: int
     verify: str | None
+
+    @property
+    def of_runs(self) -> bool:
+        """Whether anything is asked that only a run can be given."""
+        return bool(self.card or self.features or self.largest_component)
 
     def card_entries(self) -> dict[str, str]:
         """The user's entries of the card. Raises SegError E-CONFIG."""
@@ -58,7 +67,7 @@ def export_run(run: str, output: str, options: Options, overwrite: bool, quiet: 
 
     from .run import load_run, remark
 
-    module, spec = load_run(Path(run), entries)
+    module, spec = load_run(Path(run), entries, largest_component=options.largest_component)
     if not quiet and (text := remark(spec)):
         say(f"note: {text}")
     if output.endswith(".pt2"):
@@ -158,8 +167,8 @@ def artifact_of(source: str, options: Options, quiet: bool) -> Iterator[str]:
             export_run(source, path, options, overwrite=False, quiet=True)
             yield path
         return
-    if options.card or options.features or options.verify:
-        raise typer.BadParameter("--card, --features and --verify are for runs; this model is exported already")
+    if options.of_runs or options.verify:
+        raise typer.BadParameter(f"{OF_RUNS} and --verify are for runs; this model is exported already")
     path = resolve(source, options.precision)
     if options.precision != "fp32" and (found := stored_precision(load(path).spec)) != options.precision:
         raise typer.BadParameter(f"{source} is exported already, in {found}: --precision is for runs")

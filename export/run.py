@@ -13,12 +13,15 @@ from seg.train.run import read_json
 NOTICE = "Research software, not a medical device."
 
 
-def load_run(folder: Path, card: dict[str, Any] | None = None) -> tuple[nn.Module, ModelSpec]:
+def load_run(
+    folder: Path, card: dict[str, Any] | None = None, *, largest_component: bool = False
+) -> tuple[nn.Module, ModelSpec]:
     """The student of a run, and its spec with the model card.
 
     Parameters
     ----------
     card : further entries of the card: data, license, limits.
+    largest_component : whether masks keep the largest part of each class alone; the card's figures are those of it.
 
     Raises
     ------
@@ -40,9 +43,13 @@ def load_run(folder: Path, card: dict[str, Any] | None = None) -> tuple[nn.Modul
         "data_sha256": config["data"],
         **({"teacher": config["teacher"]} if "teacher" in config else {}),
     }
-    summary = _summary(read_json(folder / "validation.json"), state["step"], loop["iterations"])
+    validation = read_json(folder / "validation.json")
+    if largest_component and validation is not None:
+        kept = validation.get("largest_component")  # which older versions did not measure
+        validation = validation | kept if kept else None
+    summary = _summary(validation, state["step"], loop["iterations"])
     entries = {"license": config["license"], "notice": NOTICE, "training": training, "validation": summary}
-    return method.deployed(), replace(spec, card={**entries, **(card or {})})
+    return method.deployed(), replace(spec, card={**entries, **(card or {})}, largest_component=largest_component)
 
 
 def remark(spec: ModelSpec) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .artifact import DEFAULT_MODEL, Artifact, load, resolve
 from .backends import TRITON, Backend, engine_for
-from .compute import ComputeOptions, load_network, plan_header, stored_precision
+from .compute import ComputeOptions, largest_component, load_network, plan_header, stored_precision
 from .console import say
 from .display import Display
 from .errors import Exit, SegError, printable
@@ -22,6 +22,7 @@ from .plan import PROTOCOLS, TilingOptions
 from .reading import ReadOptions, inspect
 from .report import Report, write_statistics
 from .result import Result
+from .spec import ModelSpec
 
 __all__ = ["PROTOCOLS", "ComputeOptions", "ReadOptions", "Request", "TilingOptions", "run"]
 
@@ -48,14 +49,14 @@ class Request:
     quiet: bool = False
     debug: bool = False
 
-    def mask_options(self, engine: str) -> dict[str, Any]:
-        """The options that can change a mask's voxels: `resume` trusts a mask only under equal ones."""
+    def mask_options(self, engine: str, spec: ModelSpec) -> dict[str, Any]:
+        """What can change a mask's voxels besides the model: `resume` trusts a mask only under equal ones."""
         reading = asdict(self.reading) | {"series": hidden_series(self.reading.series)}
         del reading["max_voxels"]  # it refuses a scan or changes nothing
         for name in ("series", "time_point", "resample_tilt"):  # what is not about DICOM has records without them
             if not reading[name]:
                 del reading[name]
-        computing = asdict(self.computing)
+        computing = asdict(self.computing) | {"largest_component": largest_component(spec, self.computing)}
         for name in ("threads", "max_memory"):  # they change the last bits of sums at most
             del computing[name]
         return {"engine": engine, **computing, **reading}
@@ -106,7 +107,7 @@ def _run(request: Request, report: Report) -> int:
     if request.dry_run:
         return _dry_run(batch, artifact, request)
     previews = plan_previews(request.preview, batch.jobs, request.overwrite or request.resume)
-    options = request.mask_options(engine_for(artifact.path, request.device))
+    options = request.mask_options(engine_for(artifact.path, request.device), artifact.spec)
     manifest = Manifest(batch.folder, artifact.spec, options) if batch.folder is not None else None
     unknown: set[str] = set()
     results = report.results = _settled(batch, manifest, previews, request, unknown) if request.resume else {}

@@ -33,6 +33,7 @@ def card_text(spec: ModelSpec) -> str:
     rows = [
         ("classes", ", ".join(f"{v} {n}" for v, n in zip(spec.label_values, spec.labels, strict=True))),
         ("input", f"{', '.join(spec.channels)}; {_grid(spec)}"),
+        ("masks", "the largest part of each class alone" if spec.largest_component else None),
         ("data", card.get("data")),
         ("licence", card.get("license")),
         ("training", _training(training) if training else None),

@@ -36,7 +36,7 @@ class ComputeOptions:
     threads : 0 takes all that the process may use.
     max_memory : bytes the process may use, None: what is free.
     mirror : average over the eight mirrorings (2D: four).
-    largest_component : keep the largest connected part of each class.
+    largest_component : keep the largest connected part of each class; None does as the model says.
     probabilities : keep the probability of each class too.
     force_intensity : compute even where the intensities cannot be those the model was made for.
     """
@@ -46,23 +46,37 @@ class ComputeOptions:
     threads: int = 0
     max_memory: int | None = None
     mirror: bool = False
-    largest_component: bool = False
+    largest_component: bool | None = None
     probabilities: bool = False
     force_intensity: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Computed:
-    """labels (X, Y, Z), probabilities (X, Y, Z, K - 1) uint8 of 255 or None, and the plan that was followed."""
+    """One scan's result.
+
+    Attributes
+    ----------
+    labels : (X, Y, Z) label values.
+    probabilities : (X, Y, Z, K - 1) uint8 of 255, or None.
+    plan : what was followed.
+    dropped : voxels of parts that are not the largest of their class, where those alone were kept.
+    """
 
     labels: NDArray[np.unsignedinteger]
     probabilities: NDArray[np.uint8] | None
     plan: Plan
+    dropped: int = 0
 
 
 def stored_precision(spec: ModelSpec) -> str:
     """ "fp32" or "int8": what the artifact was exported as."""
     return str(spec.card.get("precision", "fp32"))
+
+
+def largest_component(spec: ModelSpec, options: ComputeOptions) -> bool:
+    """Whether the largest part of each class alone is kept: as the user says, else as the model does."""
+    return spec.largest_component if options.largest_component is None else options.largest_component
 
 
 def blends_features(artifact: Artifact, options: ComputeOptions) -> bool:
@@ -167,7 +181,7 @@ def compute(
     maps = np.zeros((*volume.shape, len(spec.labels) - 1), np.uint8, order="F") if options.probabilities else None
     labels = segment(
         volume,
-        spec,
+        replace(spec, largest_component=False),
         engine,
         tiling=plan.tiling,
         head=artifact.head if blends_features(artifact, options) else None,
@@ -175,9 +189,11 @@ def compute(
         batch=getattr(engine, "batch", 1),
         probabilities=maps,
     )
-    if options.largest_component:
-        labels = keep_largest(labels)
-    return Computed(labels, maps, plan)
+    dropped = 0
+    if largest_component(spec, options):
+        found, labels = labels, keep_largest(labels)
+        dropped = int(np.count_nonzero(found != labels))
+    return Computed(labels, maps, plan, dropped)
 
 
 def _as_read(header: NiftiHeader, channels: int) -> NiftiHeader:

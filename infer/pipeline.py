@@ -165,6 +165,9 @@ def _compute(
     result.plan = done.plan.as_dict()
     if not done.labels.any():
         result.notes += ("the mask is empty: is this the kind of scan that the model is made for?",)
+    if done.dropped and options.largest_component is None:
+        kept = "the largest part of each class was kept, as the model says"
+        result.notes += (f"{kept}; {done.dropped} voxels of others became background (--no-largest-component)",)
     result.seconds["segment"] = time.perf_counter() - began
     return done
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from .arrays import module_of
 from .backends import Backend, current_device, on_device
 from .classes import Head
+from .components import keep_largest
 from .errors import Exit, SegError
 from .plan import TilingOptions, choose_tiling
 from .preprocess import Grids, forward_planes, restore, slow_axis
@@ -63,7 +64,7 @@ def segment(
     padded = map(xp.asarray, _padded(forward_planes(volume, spec, grids, tiling.axis), grids, tiling))
     scores = _cropped(stream(padded, tiling, run, batch, two_class=head is None), grids, tiling)
     with current_device(backend):
-        return restore(
+        labels = restore(
             scores,
             tiling.axis,
             grids,
@@ -72,6 +73,7 @@ def segment(
             probabilities=probabilities,
             blended=tiling.blend == "probability",
         )
+    return keep_largest(labels) if spec.largest_component else labels
 
 
 def _margins(grids: Grids, tiling: Tiling) -> list[tuple[int, int]]:

@@ -102,6 +102,7 @@ class ModelSpec:
     tiling : "free" if the network was measured to keep its Dice on tiles larger than the window, else "window".
     intensity_range : 0.5 and 99.5 percentile of intensities in training, or None.
     cost : per voxel of the network grid.
+    largest_component : keep the largest connected part of each class alone, unless the user says otherwise.
     extent : median field of view of the training scans in mm along R, A, S, or None.
     codes : what each label is in codes, None for one without; () for none at all. Used in DICOM outputs.
     graph_sha256 : digest of the serialised graph, checked on load.
@@ -124,6 +125,7 @@ class ModelSpec:
     intensity_range: tuple[float, float] | None = None
     cost: Cost = Cost()
     codes: tuple[LabelCodes | None, ...] = ()
+    largest_component: bool = False
     extent: tuple[float, float, float] | None = None
     graph_sha256: str = ""
     versions: dict[str, str] = field(default_factory=dict)
@@ -182,7 +184,7 @@ class ModelSpec:
     def to_json(self) -> str:
         """Byte-stable JSON. Fields that came later are left out where empty: an old spec stays the same bytes."""
         content = asdict(self)
-        for name in ("codes", "extent"):
+        for name in ("codes", "extent", "largest_component"):
             if not content[name]:
                 del content[name]
         return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -202,6 +204,8 @@ class ModelSpec:
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(raw) - known):
             raise ValueError(f"model spec has unknown fields {unknown}")
+        if not isinstance(kept := raw.get("largest_component", False), bool):
+            raise ValueError(f"model spec: largest_component must be true or false, found {kept!r}")
         try:
             raw["normalisation"] = Normalisation(**raw["normalisation"])
             raw["cost"] = Cost(**raw.get("cost", {}))

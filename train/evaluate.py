@@ -1,7 +1,8 @@
 """Evaluation through the product's own inference path: the scan's grid, its preprocessing, tiling and stitching.
 
 One protocol everywhere: the weights as they are, no post-processing, every case counts, an empty prediction is a
-complete failure (see `seg.infer.metrics`). Distances are in mm, or in voxels where nothing says what a voxel measures.
+complete failure (see `seg.infer.metrics`). What the largest components alone would have is told beside it. Distances
+are in mm, or in voxels where nothing says what a voxel measures.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,12 +16,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from seg.infer.backends import Backend
+from seg.infer.components import keep_largest
 from seg.infer.machine import available_memory
 from seg.infer.metrics import evaluate as class_metrics
 from seg.infer.nifti import inspect
 from seg.infer.plan import TilingOptions, plan_scan
 from seg.infer.predict import segment
 from seg.infer.spec import ModelSpec
+from seg.infer.volume import Volume
 
 from .cases import Case
 from .networks import run_windows
@@ -74,7 +77,8 @@ class Evaluation:
     Attributes
     ----------
     result : {"cases": {id: {label: {dice, jaccard, ...}}}, "mean": {label: {...}, "foreground": {...}}, "unit"}, with
-        "unit" mm or voxel; see `seg.infer.metrics.ClassMetrics` for the figures.
+        "unit" mm or voxel; see `seg.infer.metrics.ClassMetrics` for the figures. Where it was asked for,
+        "largest_component" has "cases" and "mean" of the largest part of each class alone.
     worst : the cases with the lowest Dice, the worst first.
     """
 
@@ -89,6 +93,7 @@ def evaluate(
     *,
     memory_bytes: int | None = None,
     keep: int = 0,
+    largest: bool = False,
     tick: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Segment and score every labelled case at its own grid.
@@ -97,6 +102,7 @@ def evaluate(
     ----------
     memory_bytes : what the network may use; a scan that needs more is cut into tiles. By default all that is free.
     keep : how many of the worst cases to keep.
+    largest : score the largest part of each class alone, too.
     tick : called after each case.
 
     Raises
@@ -104,6 +110,7 @@ def evaluate(
     SegError : what reading and computing raise; E-LIMIT-MEMORY when not even a small tile fits.
     """
     per_case: dict[str, Any] = {}
+    per_largest: dict[str, Any] = {}
     worst: list[Worst] = []
     units = set()
     for case in cases:
@@ -122,14 +129,25 @@ def evaluate(
         )
         mask = segment(volume, spec, backend, tiling=plan.tiling)
         truth = np.asarray(spec.label_values, mask.dtype)[load_label(case.label, spec.label_values)]
-        found = class_metrics(mask, truth, spec.label_values, volume.spacing.tolist())
-        names = dict(zip(spec.label_values, spec.labels, strict=True))
-        per_case[case.id] = {names[value]: asdict(metrics) for value, metrics in found.items()}
-        worst.append(Worst(case, float(np.mean([metrics.dice for metrics in found.values()])), mask))
+        per_case[case.id] = found = _scores(mask, truth, spec, volume)
+        if largest:
+            solid = keep_largest(mask)
+            per_largest[case.id] = found if np.array_equal(solid, mask) else _scores(solid, truth, spec, volume)
+        worst.append(Worst(case, float(np.mean([metrics["dice"] for metrics in found.values()])), mask))
         worst = sorted(worst, key=lambda entry: entry.dice)[:keep]
         tick()
     unit = "voxel" if units == {"voxel"} else "mm"
-    return Evaluation({"cases": per_case, "mean": _mean(per_case, spec.labels[1:]), "unit": unit}, tuple(worst))
+    result = {"cases": per_case, "mean": _mean(per_case, spec.labels[1:]), "unit": unit}
+    if largest:
+        result["largest_component"] = {"cases": per_largest, "mean": _mean(per_largest, spec.labels[1:])}
+    return Evaluation(result, tuple(worst))
+
+
+def _scores(mask: NDArray[Any], truth: NDArray[Any], spec: ModelSpec, volume: Volume) -> dict[str, dict[str, float]]:
+    """Class -> its metrics."""
+    found = class_metrics(mask, truth, spec.label_values, volume.spacing.tolist())
+    names = dict(zip(spec.label_values, spec.labels, strict=True))
+    return {names[value]: asdict(metrics) for value, metrics in found.items()}
 
 
 def validate(

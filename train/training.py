@@ -141,7 +141,7 @@ def _begin(
 def _finish(job: Prepared, folder: Path, loop: Loop, began: float) -> dict[str, Any]:
     backend = ModuleBackend(loop.method.deployed(), loop.device)
     memory = free_memory(loop.device)
-    evaluation = evaluate(backend, job.split.val, job.spec, memory_bytes=memory, keep=WORST)
+    evaluation = evaluate(backend, job.split.val, job.spec, memory_bytes=memory, keep=WORST, largest=True)
     facts = {"step": loop.step, "seconds": round(time.monotonic() - began, 1)}
     result = write_evaluation(folder, evaluation, job.spec, facts)
     _draw_curves(folder, result)

@@ -21,6 +21,7 @@ from seg.infer.phantom import main as write_phantoms
 from seg.infer.predict import segment
 from seg.infer.resample import linear_matrix
 from seg.infer.spec import ModelSpec, Normalisation
+from seg.infer.volume import Reorientation
 
 pytest.importorskip("monai", reason="no MONAI: pip install 'monai[fire,ignite]'")
 
@@ -90,8 +91,10 @@ def test_the_left_atrium_model_in_monai(tmp_path: Path) -> None:
         dict(normalisation=Normalisation("zscore", -100.0, 300.0), label_values=(0, 300, 7)),
         dict(spacing=(0.4, 0.9, 3.0), tiling="window", normalisation=Normalisation("zscore")),
         dict(dims=2, window=(16, 16, 1), stride=(4, 4, 1), normalisation=Normalisation("zscore")),
+        dict(dims=2, window=(16, 16, 1), stride=(4, 4, 1), orientation="slices", normalisation=Normalisation("zscore")),
+        dict(largest_component=True, label_values=(0, 300, 7), normalisation=Normalisation("zscore")),
     ],
-    ids=["fixed", "values", "windows", "2D"],
+    ids=["fixed", "values", "windows", "2D", "slices", "largest"],
 )
 def test_every_kind_of_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
     """In this process, to be quick; an oblique scan, intensities beyond the limits, smooth along every axis."""
@@ -165,6 +168,28 @@ def test_the_sampling_is_that_of_inference(extents: tuple[int, int]) -> None:
     assert expected[:, :, inside].size
     np.testing.assert_allclose(found[:, :, inside], expected[:, :, inside], atol=1e-5)
     assert np.abs(found - expected).max() < 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "mm"),
+    [((5, 30, 20), (8, 1, 1)), ((30, 5, 20), (1, 1, 1)), ((9, 9, 9), (1, 1, 1)), ((4, 30, 20), (1, 1.4, 8))],
+    ids=["thick", "fewest", "last of equals", "thick, not fewest"],
+)
+def test_slices_come_last_as_in_seg_infer(shape: tuple[int, int, int], mm: tuple[float, float, float]) -> None:
+    import torch
+    from monai.data import MetaTensor
+
+    from seg.export.bundle_model import SlicesLastd
+
+    voxels = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    image = MetaTensor(torch.from_numpy(voxels)[None], affine=torch.diag(torch.tensor([*mm, 1.0], dtype=torch.float64)))
+    turn, move = Reorientation.of_slices(shape, mm), SlicesLastd("image")
+    turned = move({"image": image})
+    np.testing.assert_array_equal(turned["image"][0], turn.apply(voxels))
+    np.testing.assert_array_equal(turned["image"].affine, turn.affine(image.affine.numpy(), shape))
+    back = move.inverse(turned)["image"]
+    np.testing.assert_array_equal(back[0], voxels)
+    np.testing.assert_array_equal(back.affine, image.affine)
 
 
 def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

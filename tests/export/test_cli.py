@@ -13,6 +13,7 @@ import pytest
 from seg.export.cli import app
 from seg.export.run import load_run, remark
 from seg.infer.artifact import load
+from seg.infer.cards import card_text
 from seg.infer.spec import ModelSpec
 from seg.train import training
 from seg.train.config import trained_method
@@ -106,6 +107,28 @@ def test_run_becomes_an_artifact(run: Run, trained: Path, tmp_path: Path) -> Non
     assert (spec.card["license"], spec.card["limits"]) == ("CC0-1.0", "phantoms only")
     assert "not a medical device" in spec.card["notice"]
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".onnx" or ".tmp" in p.name] == ["tiny.onnx"]
+
+
+def test_the_largest_component_is_the_models_way(run: Run, trained: Path, tmp_path: Path) -> None:
+    """The spec has it, the card its figures: here of a run that was edited to have some."""
+    validation = json.loads((trained / "validation.json").read_text())
+    kept = validation["largest_component"]
+    assert set(kept) == {"cases", "mean"}
+    kept["mean"]["left"]["dice"] = 0.8765
+    source = edited(trained, tmp_path / "run", largest_component=kept)
+    status, text = run(source, "-o", tmp_path / "solid.onnx", "--largest-component")
+    assert status == 0, text
+    spec = load(str(tmp_path / "solid.onnx")).spec
+    assert spec.largest_component
+    assert spec.card["validation"]["mean"]["left"]["dice"] == 0.8765
+    assert "the largest part of each class alone" in card_text(spec)
+    _, plain = load_run(source)
+    assert not plain.largest_component
+    assert plain.card["validation"]["mean"]["left"]["dice"] == round(validation["mean"]["left"]["dice"], 4)
+    _, old = load_run(edited(trained, tmp_path / "old", largest_component=None), largest_component=True)
+    assert old.card["validation"] == {}
+    status, text = run(tmp_path / "solid.onnx", "--bundle", tmp_path / "bundle", "--largest-component")
+    assert (status, "--largest-component" in text) == (2, True)
 
 
 def test_run_becomes_every_form(run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

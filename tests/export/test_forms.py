@@ -68,7 +68,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("run")
     (folder / "config.json").write_text(json.dumps({"split": {"val": ["scan02"]}}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("seg.export.run.load_run", lambda *_: (network(), SPEC))
+        patch.setattr("seg.export.run.load_run", lambda *_, **__: (network(), SPEC))
         yield folder
 
 

@@ -387,7 +387,7 @@ def command(
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text(json.dumps({"split": {"val": ["scan05"]}}))
-    monkeypatch.setattr("seg.export.run.load_run", lambda folder, card: (module, SPEC))
+    monkeypatch.setattr("seg.export.run.load_run", lambda folder, card, largest_component: (module, SPEC))
 
     def call(*arguments: object) -> tuple[int, str]:
         with pytest.raises(SystemExit) as caught:

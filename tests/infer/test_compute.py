@@ -10,7 +10,11 @@ import pytest
 from commands import infer, run
 from known import boxes
 
+from seg.infer.artifact import load
+from seg.infer.backends import open_backend
 from seg.infer.components import keep_largest
+from seg.infer.nifti import read as read_nifti
+from seg.infer.predict import segment
 
 Write = Callable[..., str]
 Model = Callable[..., str]
@@ -96,6 +100,26 @@ def test_largest_component(write_scan: Write, threshold_model: Model, tmp_path: 
     assert (kept == 300).sum() == 3
     assert (kept == 7).sum() == 2
     np.testing.assert_array_equal(keep_largest(np.zeros((3, 3, 3), np.uint8)), 0)
+
+
+def test_a_model_that_keeps_the_largest_component(
+    write_scan: Write, threshold_model: Model, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Without a word from the user, who is told; --no-largest-component keeps all; records know the two apart."""
+    write_scan("scans/a.nii.gz", boxes())
+    model, out = threshold_model(largest_component=True), tmp_path / "out"
+    words = [str(tmp_path / "scans"), "-o", str(out), "-m", model]
+    assert run(*words) == 0
+    np.testing.assert_array_equal(read(out / "a.nii.gz"), boxes() == 4)
+    dropped = np.isin(boxes(), (2, 3)).sum()
+    assert f"{dropped} voxels of others became background (--no-largest-component)" in capfd.readouterr().err
+    assert run(*words, "--continue", "--largest-component") == 0
+    assert "made again" not in capfd.readouterr().err
+    assert run(*words, "--continue", "--no-largest-component") == 0
+    assert "it is made again" in capfd.readouterr().err
+    np.testing.assert_array_equal(read(out / "a.nii.gz"), boxes() > 0)
+    volume, artifact = read_nifti(str(tmp_path / "scans" / "a.nii.gz")).volume, load(model)
+    np.testing.assert_array_equal(segment(volume, artifact.spec, open_backend("openvino", model)), boxes() == 4)
 
 
 def test_probabilities_never_replace_a_scan(write_scan: Write, threshold_model: Model, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The spec: frozen bytes, and refusal of everything that cannot be right."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from known import plain_spec
@@ -35,6 +36,8 @@ def test_bytes_are_frozen() -> None:
     """A change here breaks every artifact in the field: raise FORMAT and keep reading the old one."""
     assert GOLDEN_SPEC.to_json() == GOLDEN_BYTES
     assert ModelSpec.from_json(GOLDEN_BYTES) == GOLDEN_SPEC
+    kept = replace(GOLDEN_SPEC, largest_component=True)
+    assert ModelSpec.from_json(kept.to_json()) == kept != GOLDEN_SPEC
 
 
 @pytest.mark.parametrize(
@@ -56,6 +59,7 @@ def test_bytes_are_frozen() -> None:
         ({"dims": 4}, "dims"),
         ({"tiling": "some"}, "tiling"),
         ({"orientation": "LPS"}, "orientation"),
+        ({"largest_component": 1}, "true or false"),
         ({"activation": "sigmoid"}, "activation"),
         ({"format": 2}, "format 2"),
         ({"normalisation": {"kind": "magic"}}, "normalisation"),

@@ -107,6 +107,20 @@ def test_an_empty_prediction_is_a_failure_and_not_a_distance_of_zero(evaluation:
     assert mean["foreground"]["dice"] == pytest.approx((mean["core"]["dice"] + mean["rim"]["dice"]) / 2)
 
 
+def test_the_largest_components_are_scored_too(tmp_path: Path) -> None:
+    """The largest part is the truth: perfect with it alone, as without for the class that is in one piece."""
+    truth = np.zeros(SHAPE, np.uint8)
+    truth[2:8, 2:8, 2:8], truth[12:18, 9:15, 3:9] = 1, 2
+    found = truth.copy()
+    found[18:20, 1:3, 1:3] = 1
+    result = evaluate(Thresholds(), write(tmp_path, {"a": (found, truth)}), SPEC, largest=True).result
+    core = 2 * 216 / (2 * 216 + 8)
+    assert result["mean"]["core"]["dice"] == pytest.approx(core)
+    kept = result["largest_component"]
+    assert {label: mean["dice"] for label, mean in kept["mean"].items()} == {"core": 1.0, "rim": 1.0, "foreground": 1.0}
+    assert kept["cases"]["a"]["rim"] == result["cases"]["a"]["rim"]
+
+
 def test_the_worst_cases_are_kept_the_worst_first(evaluation: Evaluation, three: tuple[Case, ...]) -> None:
     assert [worst.case.id for worst in evaluation.worst] == ["poor", "missed"]
     poor = evaluation.worst[0]
