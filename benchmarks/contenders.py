@@ -48,6 +48,7 @@ def load_ours(name: str, bundle: Path, shared: dict[str, Any], threads: int) -> 
 
     path = str(bundle / ("int8.onnx" if name == "ours-int8" else "model.onnx"))
     spec = replace(load(path).spec, spacing=(None,) * 3, normalisation=Normalisation("fixed"), tiling="free")
+    spec = replace(spec, largest_component=False)  # the others keep all
     volume = Volume(np.load(bundle / "x.npy"), np.eye(4))
     options = TilingOptions(tuple(shared["window"]), 0.5) if name == "ours-windows" else TilingOptions()
     tiling = choose_tiling(volume.shape, spec, options)

@@ -1,7 +1,8 @@
 """What a MONAI bundle needs besides MONAI: orientation and sampling grid, and the network as a torch module.
 
 `seg-export --bundle` copies this file into the bundle, which thereby works without seg-toolkit. So it imports nothing
-of it, and says again, in MONAI's terms, what `seg.infer.resample` does; a test holds the two together.
+of it, and says again, in MONAI's terms, what `seg.infer.resample` and `Reorientation.of_slices` do; tests hold them
+together.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -27,12 +28,12 @@ def resampled(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 
 
 class ToModelGridd(MapTransform, InvertibleTransform):  # type: ignore[misc]
-    """Resample images in RAS orientation to the network's spacing; the inverse brings logits back to the scan's grid.
+    """Resample images in the network's orientation to its spacing; the inverse brings logits back to the scan's grid.
 
     Parameters
     ----------
     keys : images, (C, X, Y, Z) MetaTensors.
-    spacing : mm along R, A, S; None keeps the scan's own on that axis.
+    spacing : mm along the axes (R, A, S but for stored slices); None keeps the scan's own on that axis.
     """
 
     def __init__(self, keys: Any, spacing: Sequence[float | None]) -> None:
@@ -72,8 +73,8 @@ class ToModelGridd(MapTransform, InvertibleTransform):  # type: ignore[misc]
 class SlicesLastd(MapTransform, InvertibleTransform):  # type: ignore[misc]
     """Images as they are stored, the axis across the slices moved to the end; the inverse moves it back.
 
-    That is the axis with voxels over 1.5 times as large (mm) as any other's; where there is none, the one with the
-    fewest, and the last of equals.
+    That is an axis of one voxel, or else the one with voxels over 1.5 times as large (mm) as any other's; where none
+    is, the one with the fewest, and the last of equals.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -45,7 +45,7 @@ def load_run(
     }
     validation = read_json(folder / "validation.json")
     if largest_component and validation is not None:
-        kept = validation.get("largest_component")  # which older versions did not measure
+        kept = validation.get("largest_component")  # measured at the end of a run; older versions did not
         validation = validation | kept if kept else None
     summary = _summary(validation, state["step"], loop["iterations"])
     entries = {"license": config["license"], "notice": NOTICE, "training": training, "validation": summary}
@@ -58,7 +58,8 @@ def remark(spec: ModelSpec) -> str | None:
     done, planned = training.get("iterations", 0), training.get("planned_iterations", 0)
     parts = [f"the run is unfinished, at step {done} of {planned}"] if done < planned else []
     if spec.card.get("validation") == {}:
-        parts.append(f"no validation of step {done} is there, so the card has no figures")
+        what = " with the largest components" if spec.largest_component else ""
+        parts.append(f"no validation of step {done}{what} is there, so the card has no figures")
     return "; ".join(parts) or None
 
 

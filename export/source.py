@@ -77,7 +77,7 @@ def int8_beside(path: str) -> str | None:
         return None
     mine, other = load(path).spec, load(beside).spec
     if _identity(mine) != _identity(other) or stored_precision(other) != "int8":
-        fix = "remove it, or export it again from the same run"
+        fix = "remove it, or export it again from the same run with the same options"
         raise SegError("E-EXPORT-SOURCE", Exit.MODEL, beside, f"is not the int8 form of {path}", fix)
     return beside
 

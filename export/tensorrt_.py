@@ -1,7 +1,7 @@
 """A TensorRT engine from an ONNX artifact: built on the GPU that will run it, compared with the artifact, then kept.
 
-The engine's key (see `EngineKey`) is the cache: an engine with the same key is kept, one with another key is built
-again. What this does not know: how fast the engine is.
+The engine's key (see `EngineKey`) and the model's spec are the cache: an engine with the same ones is kept, another is
+built again. What this does not know: how fast the engine is.
 """
 
 import os
@@ -16,7 +16,7 @@ from seg.infer.artifact import Artifact, Golden, load
 from seg.infer.atomic import output_error, refuse_existing
 from seg.infer.backends import open_backend
 from seg.infer.backends.cupy_ import cupy_on
-from seg.infer.backends.engine_file import EngineKey, read_engine, write_engine
+from seg.infer.backends.engine_file import EngineFile, EngineKey, read_engine, write_engine
 from seg.infer.backends.tensorrt_ import key_here
 from seg.infer.compute import stored_precision
 from seg.infer.errors import Exit, SegError
@@ -62,7 +62,7 @@ def export_engine(source: str, path: str, options: BuildOptions, say: Say, *, ov
     Parameters
     ----------
     source : .onnx artifact.
-    path : .engine or .plan. An engine of ours with the same key is kept; one with another key is replaced, and said so;
+    path : .engine or .plan. An engine of ours with the same key and spec is kept; another one is replaced, and said so;
         any other file is replaced with `overwrite` alone.
 
     Returns
@@ -83,13 +83,15 @@ def export_engine(source: str, path: str, options: BuildOptions, say: Say, *, ov
         precision=stored_precision(artifact.spec),
         **key_here(trt, cupy, 0),
     )
-    before = key_of(path)
-    if before == key:
-        return "kept"
+    before = engine_of(path)
     if before is None:
         refuse_existing(path, overwrite)
+    elif before.key != key:
+        say(f"{path}: built again, it was built for {difference(before.key, key)}")
+    elif before.spec != artifact.spec:
+        say(f"{path}: built again, its model is described otherwise")
     else:
-        say(f"{path}: built again, it was built for {difference(before, key)}")
+        return "kept"
     plan = build_plan(trt, graph_of(source), shapes, options, say)
     golden = _golden(artifact, shapes)
     try:
@@ -109,10 +111,10 @@ def export_engine(source: str, path: str, options: BuildOptions, say: Say, *, ov
     return "built" if before is None else "rebuilt"
 
 
-def key_of(path: str) -> EngineKey | None:
-    """The key of an engine that this user built here; None for any other file, or none."""
+def engine_of(path: str) -> EngineFile | None:
+    """An engine that this user built here; None for any other file, or none."""
     try:
-        return read_engine(path).key
+        return read_engine(path)
     except SegError:
         return None
 

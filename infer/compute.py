@@ -23,6 +23,7 @@ from .spec import ModelSpec
 from .volume import spacing_of
 
 MEMORY_SHARE = 0.9  # of what is free now; other processes go on
+COMPONENT_BYTES = 7  # a voxel while components are found: their numbers, the new labels, what differs
 MOST_COARSE = 16  # slices of 10 mm for a model at 0.625 mm; beyond it the network would see interpolation alone
 
 
@@ -132,6 +133,7 @@ def plan_header(header: NiftiHeader, artifact: Artifact, options: ComputeOptions
     _refuse_coarse(header, artifact.spec)
     voxels = int(np.prod(header.shape))
     extra = voxels * (len(artifact.spec.labels) - 1) if options.probabilities else 0
+    extra += COMPONENT_BYTES * voxels if largest_component(artifact.spec, options) else 0
     width = artifact.head.weight.shape[1] if artifact.head and blends_features(artifact, options) else None
     return plan_scan(
         header.shape,

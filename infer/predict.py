@@ -49,7 +49,8 @@ def segment(
 
     Returns
     -------
-    labels : (X, Y, Z) uint8 or uint16 on the scan's own grid and axis order, values from `spec.label_values`.
+    labels : (X, Y, Z) uint8 or uint16 on the scan's own grid and axis order, values from `spec.label_values`; the
+        largest part of each class alone if `spec` says so, which changes no probability.
 
     Raises
     ------

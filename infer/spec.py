@@ -150,6 +150,9 @@ class ModelSpec:
             yield f"unknown orientation or activation: {self.orientation}, {self.activation}"
         if self.orientation == "slices" and self.dims != 2:
             yield "only a 2D model takes slices as they are stored"
+        kept: Any = self.largest_component
+        if not isinstance(kept, bool):
+            yield f"largest_component must be true or false, found {kept!r}"
         norm = self.normalisation
         numbers = [norm.mean, norm.std, *(v for v in (norm.lower, norm.upper) if v is not None)]
         if norm.kind not in ("zscore", "fixed") or not all(map(math.isfinite, numbers)) or norm.std <= 0:
@@ -204,8 +207,6 @@ class ModelSpec:
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(raw) - known):
             raise ValueError(f"model spec has unknown fields {unknown}")
-        if not isinstance(kept := raw.get("largest_component", False), bool):
-            raise ValueError(f"model spec: largest_component must be true or false, found {kept!r}")
         try:
             raw["normalisation"] = Normalisation(**raw["normalisation"])
             raw["cost"] = Cost(**raw.get("cost", {}))

@@ -99,8 +99,8 @@ class Reorientation:
     def of_slices(cls, shape: Shape3, spacing: Sequence[float]) -> "Reorientation":
         """The stored axes in their order, the one across the slices moved to the end, whatever direction it has.
 
-        That is the axis with by far the largest voxels (mm); where there is none, the one with the fewest, and the last
-        of equals.
+        That is an axis of one voxel, or else the one with by far the largest voxels (mm); where there is none, the one
+        with the fewest, and the last of equals.
         """
         _, middle, coarsest = sorted(range(3), key=lambda axis: spacing[axis])
         across = min(range(3), key=lambda axis: (shape[axis], -axis))

@@ -11,7 +11,7 @@ from seg.infer.console import guarded, version_option
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-WORTH = 0.001  # of Dice, from which on the largest component alone is advised
+WORTH = 0.001  # of Dice, from which on the largest component alone is advised; no class may lose more
 EVALUATION = {"data", "output", "evaluate", "cases", "split", "device", "quiet", "debug"}  # what --evaluate takes
 
 
@@ -174,11 +174,13 @@ def _tell_result(result: dict[str, Any], tell: Callable[[str], None]) -> None:
         of_all = label == "foreground" and len(result["mean"]) > 1  # the mean over classes
         if mean["dice"] == 0 and not of_all:
             tell(f"warning: {label} was found in no case: look at its labels, train longer, or take another --seed")
-    if kept := result.get("largest_component", {}).get("mean"):
-        gains = {label: kept[label]["dice"] - mean["dice"] for label, mean in result["mean"].items()}
-        if gains["foreground"] >= WORTH and min(gains.values()) >= 0:
-            dice = f"{kept['foreground']['dice']:.4f} after {result['mean']['foreground']['dice']:.4f}"
-            tell(f"the largest component of each class alone: Dice {dice}; seg-export --largest-component has it so")
+    if largest := result.get("largest_component"):
+        gains = {label: mean["dice"] - result["mean"][label]["dice"] for label, mean in largest["mean"].items()}
+        worth = bool(gains) and gains["foreground"] >= WORTH and min(gains.values()) >= -WORTH
+        if worth or largest["default"]:
+            how = "as this model has it" if largest["default"] else "seg-export --largest-component has it so"
+            dice = largest["mean"]["foreground"]["dice"]
+            tell(f"the largest component of each class alone: Dice {dice:.4f} ({how})")
 
 
 def main() -> NoReturn:

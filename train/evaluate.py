@@ -7,7 +7,7 @@ are in mm, or in voxels where nothing says what a voxel measures.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,8 @@ class Evaluation:
     ----------
     result : {"cases": {id: {label: {dice, jaccard, ...}}}, "mean": {label: {...}, "foreground": {...}}, "unit"}, with
         "unit" mm or voxel; see `seg.infer.metrics.ClassMetrics` for the figures. Where it was asked for,
-        "largest_component" has "cases" and "mean" of the largest part of each class alone.
+        "largest_component" has "cases" and "mean" of the largest part of each class alone, and "default": whether the
+        model keeps that.
     worst : the cases with the lowest Dice, the worst first.
     """
 
@@ -96,7 +97,7 @@ def evaluate(
     largest: bool = False,
     tick: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Segment and score every labelled case at its own grid.
+    """Segment and score every labelled case at its own grid, with all components, also where the spec says otherwise.
 
     Parameters
     ----------
@@ -127,7 +128,7 @@ def evaluate(
             scan_bytes=volume.voxels.nbytes,
             channels_out=len(spec.labels),
         )
-        mask = segment(volume, spec, backend, tiling=plan.tiling)
+        mask = segment(volume, replace(spec, largest_component=False), backend, tiling=plan.tiling)
         truth = np.asarray(spec.label_values, mask.dtype)[load_label(case.label, spec.label_values)]
         per_case[case.id] = found = _scores(mask, truth, spec, volume)
         if largest:
@@ -139,7 +140,8 @@ def evaluate(
     unit = "voxel" if units == {"voxel"} else "mm"
     result = {"cases": per_case, "mean": _mean(per_case, spec.labels[1:]), "unit": unit}
     if largest:
-        result["largest_component"] = {"cases": per_largest, "mean": _mean(per_largest, spec.labels[1:])}
+        mean = _mean(per_largest, spec.labels[1:])
+        result["largest_component"] = {"cases": per_largest, "mean": mean, "default": spec.largest_component}
     return Evaluation(result, tuple(worst))
 
 

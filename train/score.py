@@ -88,6 +88,7 @@ def score(
             opened.spec,
             memory_bytes=opened.memory,
             keep=WORST,
+            largest=True,
             tick=lambda: tick(next(done), len(cases)),
         )
     try:

@@ -91,7 +91,7 @@ def test_the_left_atrium_model_in_monai(tmp_path: Path) -> None:
         dict(normalisation=Normalisation("zscore", -100.0, 300.0), label_values=(0, 300, 7)),
         dict(spacing=(0.4, 0.9, 3.0), tiling="window", normalisation=Normalisation("zscore")),
         dict(dims=2, window=(16, 16, 1), stride=(4, 4, 1), normalisation=Normalisation("zscore")),
-        dict(dims=2, window=(16, 16, 1), stride=(4, 4, 1), orientation="slices", normalisation=Normalisation("zscore")),
+        dict(dims=2, window=(16, 16, 1), stride=(4, 4, 1), orientation="slices", spacing=(1.6, 0.7, None)),
         dict(largest_component=True, label_values=(0, 300, 7), normalisation=Normalisation("zscore")),
     ],
     ids=["fixed", "values", "windows", "2D", "slices", "largest"],
@@ -102,7 +102,10 @@ def test_every_kind_of_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cha
     path = write_artifact(tmp_path / "model.onnx", spec, (0.3, 1.2))
     rng = np.random.default_rng(5)
     voxels = rng.normal(60, 120, (6, 5, 4)).repeat(5, 0).repeat(4, 1).repeat(4, 2)
-    save(tmp_path / "scans" / "scan.nii.gz", voxels.astype(np.int16), oblique_affine())
+    affine = oblique_affine()
+    if spec.orientation == "slices":  # across the first axis, and one in the plane runs backwards
+        voxels, affine = voxels.transpose(2, 0, 1)[:, ::-1], affine[:, [2, 0, 1, 3]] @ np.diag([1.0, -1, 1, 1])
+    save(tmp_path / "scans" / "scan.nii.gz", voxels.astype(np.int16), affine)
     write_bundle(path, str(tmp_path / "bundle"))
     workflow = in_process(tmp_path, monkeypatch)
     workflow.run()
@@ -172,8 +175,14 @@ def test_the_sampling_is_that_of_inference(extents: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize(
     ("shape", "mm"),
-    [((5, 30, 20), (8, 1, 1)), ((30, 5, 20), (1, 1, 1)), ((9, 9, 9), (1, 1, 1)), ((4, 30, 20), (1, 1.4, 8))],
-    ids=["thick", "fewest", "last of equals", "thick, not fewest"],
+    [
+        ((5, 30, 20), (8, 1, 1)),
+        ((30, 5, 20), (1, 1, 1)),
+        ((9, 9, 9), (1, 1, 1)),
+        ((4, 30, 20), (1, 1.4, 8)),
+        ((30, 20, 1), (8, 1, 1)),
+    ],
+    ids=["thick", "fewest", "last of equals", "thick, not fewest", "one slice"],
 )
 def test_slices_come_last_as_in_seg_infer(shape: tuple[int, int, int], mm: tuple[float, float, float]) -> None:
     import torch

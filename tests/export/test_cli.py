@@ -113,7 +113,7 @@ def test_the_largest_component_is_the_models_way(run: Run, trained: Path, tmp_pa
     """The spec has it, the card its figures: here of a run that was edited to have some."""
     validation = json.loads((trained / "validation.json").read_text())
     kept = validation["largest_component"]
-    assert set(kept) == {"cases", "mean"}
+    assert set(kept) == {"cases", "mean", "default"}
     kept["mean"]["left"]["dice"] = 0.8765
     source = edited(trained, tmp_path / "run", largest_component=kept)
     status, text = run(source, "-o", tmp_path / "solid.onnx", "--largest-component")
@@ -127,6 +127,7 @@ def test_the_largest_component_is_the_models_way(run: Run, trained: Path, tmp_pa
     assert plain.card["validation"]["mean"]["left"]["dice"] == round(validation["mean"]["left"]["dice"], 4)
     _, old = load_run(edited(trained, tmp_path / "old", largest_component=None), largest_component=True)
     assert old.card["validation"] == {}
+    assert "no validation of step 3 with the largest components" in str(remark(old))
     status, text = run(tmp_path / "solid.onnx", "--bundle", tmp_path / "bundle", "--largest-component")
     assert (status, "--largest-component" in text) == (2, True)
 

@@ -12,7 +12,7 @@ from known import plain_spec, write_artifact
 
 from seg.export import tensorrt_
 from seg.export.plan_build import BuildOptions
-from seg.export.tensorrt_ import export_engine, key_of
+from seg.export.tensorrt_ import engine_of, export_engine
 from seg.infer.artifact import load
 from seg.infer.backends.engine_file import sidecar
 from seg.infer.errors import SegError
@@ -40,6 +40,11 @@ def artifact(tmp_path: Path) -> str:
     return write_artifact(tmp_path / "model.onnx", plain_spec(), (0.5,))
 
 
+def keeping_the_largest(artifact: str) -> str:
+    """The same graph whose masks keep the largest part of each class alone."""
+    return write_artifact(Path(artifact).with_name("solid.onnx"), plain_spec(largest_component=True), (0.5,))
+
+
 def test_built_kept_and_rebuilt(gpu: fake_cuda.Gpu, exact: None, artifact: str, tmp_path: Path) -> None:
     path, said = str(tmp_path / "model.engine"), list[str]()
     assert export_engine(artifact, path, OPTIONS, said.append) == "built"
@@ -49,8 +54,12 @@ def test_built_kept_and_rebuilt(gpu: fake_cuda.Gpu, exact: None, artifact: str, 
     other = BuildOptions(batches=(1, 1, 2), window=(6, 5, 4))
     assert export_engine(artifact, path, other, said.append) == "rebuilt"
     assert any("it was built for best 2, here it is 1" in line for line in said)
-    key = key_of(path)
-    assert key is not None
+    assert export_engine(keeping_the_largest(artifact), path, other, said.append) == "rebuilt"
+    assert any("its model is described otherwise" in line for line in said)
+    assert load(path).spec.largest_component
+    engine = engine_of(path)
+    assert engine is not None
+    key = engine.key
     found = (key.driver, key.tensorrt, key.precision, key.profile)
     assert found == (
         "13.0",

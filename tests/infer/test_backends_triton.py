@@ -6,8 +6,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from commands import command, infer, run, voxels
@@ -18,6 +20,7 @@ from triton_process import TritonProcess, free_ports, reason_to_skip
 from seg.export.triton import write_model_repository
 from seg.infer.artifact import load, resolve
 from seg.infer.backends import open_backend
+from seg.infer.components import keep_largest
 from seg.infer.errors import SegError
 from seg.infer.triton_server import halved
 
@@ -175,7 +178,14 @@ def test_what_the_server_cannot_do(
 
 
 def test_a_file_that_is_served(server: TritonProcess, artifact: str, scan: str, tmp_path: Path) -> None:
+    """What the file says of masks counts, where the server's copy says otherwise."""
     assert run(scan, "-o", str(tmp_path / "mask.nii.gz"), "--triton", server.url, "-m", artifact) == 0
+    spec = replace(load(artifact).spec, largest_component=True)
+    solid, masks = write_artifact(tmp_path / "solid.onnx", spec, THRESHOLDS), tmp_path / "solid.nii.gz"
+    assert run(scan, "-o", str(masks), "--triton", server.url, "-m", solid) == 0
+    found = [np.asarray(nib.load(path).dataobj) for path in (tmp_path / "mask.nii.gz", masks)]
+    np.testing.assert_array_equal(found[1], keep_largest(found[0]))
+    assert (found[0] != found[1]).any()
 
 
 @pytest.mark.parametrize("address", ["localhost", "localhost:x", "", "localhost:8001/", "a:1,,b:2"])

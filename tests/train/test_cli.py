@@ -51,18 +51,31 @@ def test_a_class_that_is_never_found_is_said() -> None:
     assert "foreground was found in no case" in said[-1]
 
 
-@pytest.mark.parametrize(("left", "right", "told"), [(0.9, 0.8, True), (0.95, 0.79, False), (0.8005, 0.8, False)])
-def test_the_largest_component_is_advised_where_it_helps(left: float, right: float, told: bool) -> None:
-    """No class may lose by it."""
+@pytest.mark.parametrize(
+    ("left", "right", "default", "told"),
+    [
+        (0.9, 0.7999, False, "seg-export --largest-component"),
+        (0.95, 0.79, False, None),
+        (0.8005, 0.8, False, None),
+        (0.8, 0.8, True, "as this model has it"),
+    ],
+)
+def test_the_largest_component_is_advised_where_it_helps(
+    left: float, right: float, default: bool, told: str | None
+) -> None:
+    """No class may lose by it; of a model that keeps it it is told always."""
 
     def mean(left: float, right: float) -> dict[str, dict[str, float]]:
         dice = {"left": left, "right": right, "foreground": (left + right) / 2}
         return {label: {"dice": value, "jaccard": 0.5, "hd95": 1.0, "asd": 1.0} for label, value in dice.items()}
 
     said: list[str] = []
-    result = {"unit": "mm", "mean": mean(0.8, 0.8), "largest_component": {"mean": mean(left, right)}}
+    largest = {"mean": mean(left, right), "default": default}
+    result = {"unit": "mm", "mean": mean(0.8, 0.8), "largest_component": largest}
     _tell_result(result, said.append)
-    assert any("seg-export --largest-component" in text for text in said) is told
+    found = [text for text in said if "largest component" in text]
+    assert len(found) == (told is not None)
+    assert told is None or told in found[0]
 
 
 def test_help_and_version_import_no_torch() -> None:
