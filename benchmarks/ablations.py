@@ -11,11 +11,11 @@ Of CrossMatch Tables 4 and 5 and Fig. 5 of its paper, and two more:
 Of HSTF, on V-Net, or with --network hstf, hstf_s or hstf2d under another --name:
 
   hstf-methods   supervised, CrossMatch, HSTF, HSTF with CrossMatch
-  hstf-parts     from CrossMatch with HSTF's schedule to all parts, one more a row
-  hstf-scale     consistency across scales: off, as augmentation alone, down, up, both
+  hstf-parts     from CrossMatch to all parts of HSTF at the proposal's times, one more a row
+  hstf-scale     consistency across scales: off, as augmentation alone, down, up, both, both at a fifth of the weight
   hstf-rounds    of pseudo-labels: none, one, three; without cleaning, without stability in the quality
   hstf-weights   of voxels: none, a hard threshold, SoftMatch's
-  hstf-statistics  of batch norm for inference: from labelled and weak streams, from strong ones too, from scaled too
+  hstf-statistics  of batch norm for inference: from labelled and weak streams, from strong or scaled ones too
   hstf-streams   of CrossMatch: as its fast preset has them, with Dice alone, as proposed
 
 Of its network, whatever --network says (but --network hstf shares the row of the whole network with those above):
@@ -70,12 +70,14 @@ class Ablation:
 
 BOTH = "hstf_crossmatch"
 PROPOSED = "gap=0.5,distance=dice,strong_statistics=true,ip_weight=0.5,kd_weight=1.0"
+ALL = f"{BOTH}:all"
 PARTS = (
-    ("EMA teacher, threshold", "csc=off,feature_weight=0.0,rounds=[],weights=threshold"),
-    ("+ scaled consistency", "feature_weight=0.0,rounds=[],weights=threshold"),
-    ("+ features", "rounds=[],weights=threshold"),
-    ("+ pseudo-labels", "weights=threshold,curriculum=[1.0]"),
-    ("+ voxel weights", "curriculum=[1.0]"),
+    ("EMA teacher, threshold", f"{BOTH},rounds=[]"),
+    ("+ scaled consistency", f"{BOTH},csc=both,feature_weight=0.0,rounds=[]"),
+    ("+ features", f"{BOTH},csc=both,rounds=[]"),
+    ("+ pseudo-labels", f"{ALL},weights=threshold,curriculum=[1.0]"),
+    ("+ curriculum", f"{ALL},weights=threshold"),
+    ("+ SoftMatch: all", ALL),
 )
 ATTENTION = {"full": "hstf", "none": "hstf_identity", "convolutions": "hstf_conv", "T4 alone": "hstf_t4"}
 DESIGN = {
@@ -88,7 +90,7 @@ DESIGN = {
 
 
 def networks(names: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """The whole method on each network."""
+    """HSTF with CrossMatch on each network."""
     return tuple((name, f"{BOTH}@{network}") for name, network in names.items())
 
 
@@ -106,22 +108,26 @@ ABLATIONS = {
         None,
         methods=(
             ("CrossMatch", "crossmatch:fast"),
-            *((name, f"{BOTH},{options}") for name, options in PARTS),
-            ("+ curriculum: all", BOTH),
+            *PARTS,
         ),
     ),
     "hstf-scale": Ablation(
         "Consistency across scales",
         None,
-        methods=(*((v, f"{BOTH},csc={v}") for v in ("off", "augment", "down", "up")), ("both", BOTH)),
+        methods=(
+            ("off", BOTH),
+            *((v, f"{BOTH},csc={v}") for v in ("augment", "down", "up", "both")),
+            ("both, weakly", f"{BOTH},csc=both,csc_weight=0.1,feature_weight=0.0"),
+        ),
     ),
     "hstf-rounds": Ablation(
         "Rounds of pseudo-labels",
         None,
         methods=(
             ("none", f"{BOTH},rounds=[]"),
-            ("one", f"{BOTH},rounds=[0.22]"),
+            ("one", f"{BOTH},rounds=[0.5]"),
             ("three", BOTH),
+            ("three, early", f"{BOTH},rounds=[0.22,0.44,0.72]"),
             ("three, no cleaning", f"{BOTH},cleaning=off"),
             ("three, quality by scales alone", f"{BOTH},stability=false"),
         ),
@@ -129,7 +135,7 @@ ABLATIONS = {
     "hstf-weights": Ablation(
         "Weights of voxels",
         None,
-        methods=(*((v, f"{BOTH},weights={v}") for v in ("none", "threshold")), ("softmatch", BOTH)),
+        methods=(("threshold", BOTH), *((v, f"{BOTH},weights={v}") for v in ("none", "softmatch"))),
     ),
     "hstf-statistics": Ablation(
         "Batch norm's statistics for inference",
@@ -137,7 +143,8 @@ ABLATIONS = {
         methods=(
             ("labelled and weak", BOTH),
             ("and strong", f"{BOTH},strong_statistics=true"),
-            ("and scaled", f"{BOTH},strong_statistics=true,scaled_statistics=true"),
+            ("with scales", f"{BOTH},csc=both"),
+            ("with scales, and scaled", f"{BOTH},csc=both,scaled_statistics=true"),
         ),
     ),
     "hstf-streams": Ablation(

@@ -9,7 +9,7 @@ from tiny import make_batch
 from torch import Tensor, nn
 
 from seg.train.losses import distribution_loss
-from seg.train.methods import METHODS, Batch, hstf, hstf_crossmatch
+from seg.train.methods import METHODS, PRESETS, Batch, hstf, hstf_crossmatch
 from seg.train.methods.hstf import Hstf
 from seg.train.methods.streams import in_groups, in_one
 from seg.train.networks.hstf import Hstf2d
@@ -21,7 +21,8 @@ BOTH = ("hstf", "hstf_crossmatch")
 def build(name: str = "hstf", classes: int = 2, **changes: Any) -> Hstf:
     torch.manual_seed(0)
     cls = METHODS[name]
-    method = cls(VNet(classes=classes, width=2), replace(cls.Config(), **changes), 100).train()
+    parts = PRESETS.get(name, {}).get("all", {})
+    method = cls(VNet(classes=classes, width=2), replace(cls.Config(), **parts | changes), 100).train()
     assert isinstance(method, Hstf)
     return method
 

@@ -16,7 +16,9 @@ from seg.train.run import load_checkpoint
 from seg.train.settings import Settings
 
 STEPS, ROUNDS = 10, (2, 5, 8)
-OPTIONS: dict[str, Any] = dict(burn_in=0.2, rounds=(0.2, 0.5, 0.8), enough=0.0, volume_bound=0.0, tolerance=1.0)
+OPTIONS: dict[str, Any] = dict(
+    csc="both", weights="softmatch", burn_in=0.2, rounds=(0.2, 0.5, 0.8), enough=0.0, volume_bound=0.0, tolerance=1.0
+)
 
 
 class Killed(BaseException):

@@ -13,6 +13,7 @@ from .dmd import Dmd
 from .dtc import Dtc
 from .fixmatch import FixMatch
 from .hstf import Hstf
+from .hstf_crossmatch import PRESETS as HSTF_CROSSMATCH_PRESETS
 from .hstf_crossmatch import HstfCrossMatch
 from .mc_net import McNet, McNetPlus
 from .sassnet import SassNet
@@ -42,9 +43,12 @@ METHODS: dict[str, type[Method]] = {
     "distill": Distill,
 }
 
-PRESETS: dict[str, dict[str, dict[str, object]]] = {"crossmatch": CROSSMATCH_PRESETS}
+PRESETS: dict[str, dict[str, dict[str, object]]] = {
+    "crossmatch": CROSSMATCH_PRESETS,
+    "hstf_crossmatch": HSTF_CROSSMATCH_PRESETS,
+}
 
-PRESETS_2D: dict[str, dict[str, dict[str, object]]] = {"crossmatch": CROSSMATCH_PRESETS_2D}
+PRESETS_2D: dict[str, dict[str, dict[str, object]]] = {**PRESETS, "crossmatch": CROSSMATCH_PRESETS_2D}
 
 SLICES = 12  # of each kind in a batch, where no preset says otherwise: the papers' 12 + 12
 
