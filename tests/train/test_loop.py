@@ -175,13 +175,17 @@ def test_memory_is_what_the_container_leaves(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("number", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 50))])
 def test_killed_and_resumed_is_the_same_run(workplace: Path, number: int) -> None:
     """Anywhere between two checkpoints, and while one is written: the same weights, moments, log and validation."""
-    step, delay, name = random.randint(1, 4), random.uniform(0, 0.15), f"killed{number}"
-    run = start(workplace, name)
-    wait_for_step(workplace / name, step)
-    time.sleep(delay)
-    run.kill()
-    assert run.wait() == -signal.SIGKILL
-    assert steps_logged(workplace / name) < STEPS, f"finished before it was killed {delay:.3f} s after step {step}"
+    for attempt in range(5):  # on a busy machine the killer may come too late: that proves nothing
+        step, delay, name = random.randint(1, 4), random.uniform(0, 0.15), f"killed{number}-{attempt}"
+        run = start(workplace, name)
+        wait_for_step(workplace / name, step)
+        time.sleep(delay)
+        run.kill()
+        killed = run.wait() == -signal.SIGKILL
+        if killed and steps_logged(workplace / name) < STEPS:
+            break
+    else:
+        pytest.fail(f"always finished before it was killed, last {delay:.3f} s after step {step}")
     train(workplace, name, resume=True)
     assert_same_run(workplace, name)
 
