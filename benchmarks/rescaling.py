@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import environment as env
@@ -55,11 +56,11 @@ def named(entry: str) -> tuple[str, Path]:
 def curve(run: Path, data: str, factors: list[float], cases: int | None) -> dict[float, float]:
     """Factor -> mean Dice of the run's validation cases."""
     spec, dice = scorer(run, data, cases)
-    return {factor: dice(scaled(spec, factor)) for factor in factors}
+    return {factor: dice(lambda _, f=factor: scaled(spec, f)) for factor in factors}
 
 
-def scorer(run: Path, data: str, cases: int | None) -> tuple[Any, Callable[[Any], float]]:
-    """The run's spec, and what gives its network's mean Dice on the validation cases under such a spec."""
+def scorer(run: Path, data: str, cases: int | None) -> tuple[Any, Callable[[Callable[[Any], Any]], float]]:
+    """The run's spec, and what gives its network's mean Dice on the validation cases, each under a spec of its own."""
     import torch
 
     from seg.infer.spec import ModelSpec
@@ -70,9 +71,10 @@ def scorer(run: Path, data: str, cases: int | None) -> tuple[Any, Callable[[Any]
     method, config, _ = trained_method(run)
     val = [case for case in discover([data]).cases if case.id in config["split"]["val"]][:cases]
 
-    def dice(spec: ModelSpec) -> float:
-        result: Any = validate(method.deployed(), val, spec, torch.device("cpu"), torch.float32)
-        return float(result["mean"]["foreground"]["dice"])
+    def dice(spec_of: Callable[[Any], ModelSpec]) -> float:
+        network, device = method.deployed(), torch.device("cpu")
+        found = [validate(network, [case], spec_of(case), device, torch.float32) for case in val]
+        return mean(result["mean"]["foreground"]["dice"] for result in found)
 
     return ModelSpec.from_dict(config["spec"]), dice
 

@@ -1,8 +1,8 @@
 """Does a network keep its Dice on tiles larger than the windows it was trained on?
 
 Convolutions see the same in any tile, but for its borders; attention sees more tokens. Every run's network segments its
-validation cases in windows of the training's size, in windows so many times as large along each axis, and with the
-whole scan as one tile. A spec may say `tiling: free` where the last column does not fall.
+validation cases in windows of the training's size, in tiles so many times as large along each axis but no larger than
+the scan, and with the whole scan as one tile. A spec may say `tiling: free` where Dice does not fall.
 
     python benchmarks/tiles.py --data LA vnet=runs/a hybrid=runs/b
 """
@@ -13,7 +13,7 @@ from typing import Any
 import environment as env
 from rescaling import arguments, named, scorer
 
-FACTORS = (1.0, 1.25, 1.5)
+FACTORS = (1.25, 1.5, 1.75)
 
 
 def main() -> None:
@@ -23,16 +23,25 @@ def main() -> None:
     for entry in options.runs:
         name, run = named(entry)
         spec, dice = scorer(run, str(folder), options.cases)
-        tiles = {f"{f:g} x": tiled(spec, f) for f in options.factors} | {"whole": replace(spec, tiling="free")}
-        found[name] = {tile: {"window": list(s.window), "dice": dice(s)} for tile, s in tiles.items()}
-    columns = ["run", *(f"{f:g} x" for f in options.factors), "whole"]
-    lines = [[name, *(f"{100 * row[tile]['dice']:.2f}" for tile in columns[1:])] for name, row in found.items()]
-    env.report(options.name, {"data": folder.name, "tiles": found}, env.table(columns, lines), options.results)
+        found[name] = {"window": dice(lambda _, s=spec: replace(s, tiling="window"))}
+        found[name] |= {f"{f:g} x": dice(lambda case, s=spec, f=f: tiled(s, f, case)) for f in options.factors}
+        found[name]["whole"] = dice(lambda _, s=spec: replace(s, tiling="free"))
+    columns = ["run", "window", *(f"{f:g} x" for f in options.factors), "whole"]
+    lines = [[name, *(f"{100 * row[tile]:.2f}" for tile in columns[1:])] for name, row in found.items()]
+    env.report(options.name, {"data": folder.name, "dice": found}, env.table(columns, lines), options.results)
 
 
-def tiled(spec: Any, factor: float) -> Any:
-    """The spec with windows `factor` times as large, on multiples of the stride, and no larger tiles than those."""
-    window = [s * max(1, round(w * factor / s)) for w, s in zip(spec.window, spec.stride, strict=True)]
+def tiled(spec: Any, factor: float, case: Any) -> Any:
+    """The spec with windows `factor` times as large, on multiples of the stride; none reaches beyond the scan."""
+    from seg.infer.nifti import inspect
+    from seg.infer.preprocess import Grids
+
+    header = inspect(case.images[0])
+    grid = Grids.of(header.shape, header.affine, spec).network
+    window = [
+        s * min(max(1, round(w * factor / s)), -(-n // s))
+        for n, w, s in zip(grid, spec.window, spec.stride, strict=True)
+    ]
     return replace(spec, window=tuple(window), tiling="window")
 
 
