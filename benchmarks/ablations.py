@@ -12,7 +12,7 @@ Of HSTF, on V-Net, or with --network hstf, hstf_s or hstf2d under another --name
 
   hstf-methods   supervised, CrossMatch, HSTF, HSTF with CrossMatch
   hstf-parts     from CrossMatch to all parts of HSTF at the proposal's times, one more a row
-  hstf-scale     consistency across scales: off, as augmentation alone, down, up, both, both at a fifth of the weight
+  hstf-scale     consistency across scales: off, as augmentation alone, down, up, both, both as proposed
   hstf-rounds    of pseudo-labels: none, one, three; without cleaning, without stability in the quality
   hstf-weights   of voxels: none, a hard threshold, SoftMatch's
   hstf-statistics  of batch norm for inference: from labelled and weak streams, from strong or scaled ones too
@@ -73,8 +73,8 @@ PROPOSED = "gap=0.5,distance=dice,strong_statistics=true,ip_weight=0.5,kd_weight
 ALL = f"{BOTH}:all"
 PARTS = (
     ("EMA teacher, threshold", f"{BOTH},rounds=[]"),
-    ("+ scaled consistency", f"{BOTH},csc=both,feature_weight=0.0,rounds=[]"),
-    ("+ features", f"{BOTH},csc=both,rounds=[]"),
+    ("+ scaled consistency", f"{ALL},weights=threshold,rounds=[],feature_weight=0.0"),
+    ("+ features", f"{ALL},weights=threshold,rounds=[]"),
     ("+ pseudo-labels", f"{ALL},weights=threshold,curriculum=[1.0]"),
     ("+ curriculum", f"{ALL},weights=threshold"),
     ("+ SoftMatch: all", ALL),
@@ -117,7 +117,7 @@ ABLATIONS = {
         methods=(
             ("off", BOTH),
             *((v, f"{BOTH},csc={v}") for v in ("augment", "down", "up", "both")),
-            ("both, weakly", f"{BOTH},csc=both,csc_weight=0.1,feature_weight=0.0"),
+            ("both, as proposed", f"{BOTH},csc=both,csc_weight=0.5,feature_weight=0.1"),
         ),
     ),
     "hstf-rounds": Ablation(
