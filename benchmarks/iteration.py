@@ -51,7 +51,7 @@ ROWS = (
 )
 # --methods: Table 3 in its order, then the other methods of the papers' tables
 METHODS = (UNIT, "ua_mt", "sassnet", "dtc", "mc_net", "mc_net_plus", "caml", "bcp", "crossmatch:paper")
-METHODS += ("crossmatch:fast", "urpc", "ss_net", "dmd", "fixmatch", "unimatch", "hstf", "hstf_crossmatch")
+METHODS += ("crossmatch:fast", "urpc", "ss_net", "dmd", "fixmatch", "unimatch", "hstf", "hstf_crossmatch:all")
 # Encoder and decoder passes of the official codes, with gradient 3 and without 1, in units of V-Net's 4 and 4 with it
 OFFICIAL_FLOOR = {
     "supervised": 1.00,

@@ -2,7 +2,8 @@
 
 Convolutions see the same in any tile, but for its borders; attention sees more tokens. Every run's network segments its
 validation cases in windows of the training's size, in tiles so many times as large along each axis but no larger than
-the scan, and with the whole scan as one tile. A spec may say `tiling: free` where Dice does not fall.
+the scan, and with the whole scan as one tile. A spec may say `tiling: free` where Dice does not fall, if the
+network's cost grows with the voxels alone.
 
     python benchmarks/tiles.py --data LA vnet=runs/a hybrid=runs/b
 """
@@ -39,8 +40,8 @@ def tiled(spec: Any, factor: float, case: Any) -> Any:
     header = inspect(case.images[0])
     grid = Grids.of(header.shape, header.affine, spec).network
     window = [
-        s * min(max(1, round(w * factor / s)), -(-n // s))
-        for n, w, s in zip(grid, spec.window, spec.stride, strict=True)
+        s * min(max(1, round(w * factor / s)), -(-n // s)) if axis < spec.dims else w
+        for axis, (n, w, s) in enumerate(zip(grid, spec.window, spec.stride, strict=True))
     ]
     return replace(spec, window=tuple(window), tiling="window")
 

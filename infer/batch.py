@@ -144,7 +144,8 @@ def _local(request: Request) -> Artifact:
 def _served(request: Request) -> Artifact:
     """The model on the Triton servers.
 
-    With -m FILE it must be that file's network, and does as the file says; a name is the one it is served under.
+    With -m FILE it must be that file's network, whose masks are made as the file says; a name is the one it is served
+    under.
     """
     model = request.model or DEFAULT_MODEL
     mine = load(model).spec if os.path.isfile(model) else None
@@ -153,7 +154,9 @@ def _served(request: Request) -> Artifact:
     if mine is not None and mine.graph_sha256 != artifact.spec.graph_sha256:
         found, fix = f"{artifact.path} is another network", "serve this file, or give the served model's name with -m"
         raise SegError("E-MODEL-OTHER", Exit.MODEL, model, found, fix)
-    return artifact if mine is None else replace(artifact, spec=mine)
+    if mine is None:
+        return artifact
+    return replace(artifact, spec=replace(artifact.spec, largest_component=mine.largest_component))
 
 
 def _refuse_precision(artifact: Artifact, request: Request) -> None:

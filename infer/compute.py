@@ -23,7 +23,7 @@ from .spec import ModelSpec
 from .volume import spacing_of
 
 MEMORY_SHARE = 0.9  # of what is free now; other processes go on
-COMPONENT_BYTES = 7  # a voxel while components are found: their numbers, the new labels, what differs
+COMPONENT_BYTES = 9  # a voxel while components are found: numbers of parts, what differs, two arrays of labels
 MOST_COARSE = 16  # slices of 10 mm for a model at 0.625 mm; beyond it the network would see interpolation alone
 
 

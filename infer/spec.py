@@ -99,7 +99,8 @@ class ModelSpec:
     stride : every input extent must be a multiple of this, in voxels (X, Y, Z).
     dims : 2 (slices along z of the network's grid) or 3.
     activation : "softmax" (exclusive classes).
-    tiling : "free" if the network was measured to keep its Dice on tiles larger than the window, else "window".
+    tiling : "free" if the network was measured to keep its Dice on tiles larger than the window and its cost grows with
+        the voxels alone, else "window".
     intensity_range : 0.5 and 99.5 percentile of intensities in training, or None.
     cost : per voxel of the network grid.
     largest_component : keep the largest connected part of each class alone, unless the user says otherwise.

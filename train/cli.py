@@ -36,7 +36,7 @@ def seg_train(
     data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Folder(s) of scans: images/ and labels/, labeled/ and unlabeled/, or nnU-Net.")],
     output: Annotated[str, typer.Option("-o", "--output", metavar="RUN", help="Run folder to write.")],
     method: Annotated[str, typer.Option(help="supervised, crossmatch, hstf, hstf_crossmatch, or one of twelve more; see also --distill.")] = "supervised",
-    preset: Annotated[str | None, typer.Option(help="Named settings of the method; crossmatch: paper, official, fast.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Named settings of the method; crossmatch: paper, official, fast; hstf_crossmatch: all.")] = None,
     distill: Annotated[str | None, typer.Option(metavar="TEACHER", help="Learn from a trained run, an exported file or a shipped model: a smaller student, see --width.")] = None,
     network: Annotated[str, typer.Option(help="vnet, hstf (CNN and transformer) or hstf_s, its smaller size; for slices unet2d or hstf2d.")] = "vnet",
     labeled: Annotated[int | None, typer.Option(metavar="N", help="Use N labelled cases, the other training cases as unlabelled.")] = None,
@@ -128,7 +128,7 @@ def _evaluate(
             progress.update(task, completed=done, total=total, description="cases")
 
         result = score(model, data, output, cases, split=split, device=device, say=tell, tick=tick)
-    _tell_result(result, tell)
+    _tell_result(result, tell, "seg-export" if os.path.isdir(model) else "seg-infer")
     tell(f"every case: {output}/validation.csv, the worst: {output}/worst-cases.png")
 
 
@@ -162,8 +162,8 @@ def _terminal(quiet: bool) -> tuple[Callable[[str], None], Any]:
     return tell, Progress(*columns, console=console, disable=not shown, refresh_per_second=2)
 
 
-def _tell_result(result: dict[str, Any], tell: Callable[[str], None]) -> None:
-    """The mean figures, what is wrong with them, and what the largest components alone would change."""
+def _tell_result(result: dict[str, Any], tell: Callable[[str], None], tool: str = "seg-export") -> None:
+    """The mean figures, what is wrong with them, and what the largest components alone would change, by which tool."""
     unit = result["unit"]
     for label, mean in result["mean"].items():
         tell(
@@ -178,7 +178,7 @@ def _tell_result(result: dict[str, Any], tell: Callable[[str], None]) -> None:
         gains = {label: mean["dice"] - result["mean"][label]["dice"] for label, mean in largest["mean"].items()}
         worth = bool(gains) and gains["foreground"] >= WORTH and min(gains.values()) >= -WORTH
         if worth or largest["default"]:
-            how = "as this model has it" if largest["default"] else "seg-export --largest-component has it so"
+            how = "as this model has it" if largest["default"] else f"{tool} --largest-component has it so"
             dice = largest["mean"]["foreground"]["dice"]
             tell(f"the largest component of each class alone: Dice {dice:.4f} ({how})")
 

@@ -122,6 +122,16 @@ def test_a_model_that_keeps_the_largest_component(
     np.testing.assert_array_equal(segment(volume, artifact.spec, open_backend("openvino", model)), boxes() == 4)
 
 
+def test_the_plan_counts_the_memory_of_components(write_scan: Write, threshold_model: Model, tmp_path: Path) -> None:
+    scan, peaks = write_scan("scan.nii.gz", boxes()), []
+    for flag in ("--largest-component", "--no-largest-component"):
+        report = tmp_path / f"{flag}.json"
+        words = ("-o", str(tmp_path / f"{flag}.nii.gz"), "-m", threshold_model(), "-q", flag)
+        assert run(scan, *words, "--report", str(report)) == 0
+        peaks.append(json.loads(report.read_text())["scans"][0]["plan"]["estimated_peak_bytes"])
+    assert peaks[0] - peaks[1] == 9 * boxes().size
+
+
 def test_probabilities_never_replace_a_scan(write_scan: Write, threshold_model: Model, tmp_path: Path) -> None:
     """What lies beside the mask is an output as the mask is: no input, no second output, no file of others."""
     scan, model = write_scan("e_probabilities.nii.gz", boxes()), threshold_model()

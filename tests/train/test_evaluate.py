@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,10 @@ def test_the_largest_components_are_scored_too(tmp_path: Path) -> None:
     kept = result["largest_component"]
     assert {label: mean["dice"] for label, mean in kept["mean"].items()} == {"core": 1.0, "rim": 1.0, "foreground": 1.0}
     assert kept["cases"]["a"]["rim"] == result["cases"]["a"]["rim"]
+    solid = replace(SPEC, largest_component=True)  # of a model that keeps them the first figures have all, too
+    again = evaluate(Thresholds(), discover([str(tmp_path)]).cases, solid, largest=True).result
+    assert again["mean"] == result["mean"]
+    assert (kept["default"], again["largest_component"]["default"]) == (False, True)
 
 
 def test_the_worst_cases_are_kept_the_worst_first(evaluation: Evaluation, three: tuple[Case, ...]) -> None:

@@ -10,9 +10,9 @@ Constants are those of CrossMatch's `fast`: cross entropy beside Dice, perturbed
 
 The default has those of HSTF's parts that cost no Dice (hippocampus, 10 labels, 800 steps): one threshold in the place
 of SoftMatch's weights, no consistency across scales, rounds in the second half of the run; 85.3 +- 0.2, CrossMatch
-85.4 +- 0.2. The preset `all` has all parts as HSTF alone has them. Consistency across scales (`csc = "both"`) costs 0.5
-points at the trained scale, and between 0.6 and 1.4 of it the Dice falls by 2.9 points instead of 5.5; with the
-proposal's weights it costs 0.7 and falls by 3.3.
+85.4 +- 0.2. The preset `all` has all parts as HSTF alone has them; rounds from the burn-in on cost 1.7 points, see
+docs/hstf.md. Consistency across scales (`csc = "both"`) costs 0.5 points at the trained scale, and between 0.6 and 1.4
+of it the Dice falls by 2.9 points instead of 5.5; with the proposal's weights it costs 0.7.
 """
 
 from dataclasses import dataclass

@@ -16,7 +16,7 @@ class Network(Protocol):
 
     Attributes
     ----------
-    tiling : as in `ModelSpec`: "window" unless larger tiles than in training are known to be safe.
+    tiling : as in `ModelSpec`: "window" unless tiles larger than in training are safe and cost no more a voxel.
     widths, stages : channels of the feature levels and of the decoder's stages, finest first.
     """
 

@@ -61,7 +61,7 @@ class Hstf(nn.Module):
     stride: tuple[int, int, int] = (16, 16, 16)
     dims = 3
     layout = Layout()
-    tiling = "window"  # attention sees more tokens in a larger tile than it was trained on
+    tiling = "window"  # attention costs the square of a tile's tokens; Dice stays in larger ones (docs/hstf.md)
 
     def __init__(
         self, channels: int = 1, classes: int = 2, width: int = 16, dropout: float = 0.5, up: Up = "transposed"
