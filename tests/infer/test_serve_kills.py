@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -42,10 +44,13 @@ class Child:
         return self._process.wait()
 
 
-def send(port: int, study: list[Any]) -> None:
-    """Send until it was taken, as a PACS does; nothing if the node dies meanwhile."""
-    with suppress(AssertionError, AttributeError, RuntimeError, ValueError):  # no association, or it broke
-        store(port, study)
+def send(port: int, study: list[Any], died: Callable[[], bool]) -> None:
+    """Send until it was taken, as a PACS does, or the node has died; its port may open after its status page."""
+    while not died():
+        with suppress(AssertionError, AttributeError, RuntimeError, ValueError):  # no association, or it broke
+            store(port, study)
+            return
+        time.sleep(0.05)
 
 
 def test_node_killed_at_every_point_delivers_every_study_once(tmp_path: Path) -> None:
@@ -56,7 +61,7 @@ def test_node_killed_at_every_point_delivers_every_study_once(tmp_path: Path) ->
             wait_for(child.counts)
             armed.touch()
             study = mr_series(point, 3)
-            send(port, study)
+            send(port, study, child.died)
             wait_for(child.died)
             armed.unlink()
             child = Child(tmp_path, port, http, pacs, following)
