@@ -13,7 +13,7 @@ Of HSTF, on V-Net, or with --network hstf, hstf_s or hstf2d under another --name
   hstf-methods   supervised, CrossMatch, HSTF, HSTF with CrossMatch
   hstf-parts     from CrossMatch to all parts of HSTF at the proposal's times, one more a row
   hstf-scale     consistency across scales: off, as augmentation alone, down, up, both, both as proposed
-  hstf-rounds    of pseudo-labels: none, one, three; without cleaning, without stability in the quality
+  hstf-rounds    of pseudo-labels: none, one, three, three early; without cleaning, without stability in the quality
   hstf-weights   of voxels: none, a hard threshold, SoftMatch's
   hstf-statistics  of batch norm for inference: from labelled and weak streams, from strong or scaled ones too
   hstf-streams   of CrossMatch: as its fast preset has them, with Dice alone, as proposed
