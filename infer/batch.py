@@ -13,7 +13,7 @@ from .compute import ComputeOptions, largest_component, load_network, plan_heade
 from .console import say
 from .display import Display
 from .errors import Exit, SegError, printable
-from .inputs import Batch, Form, Job, plan_jobs
+from .jobs import Batch, Form, Job, plan_jobs
 from .manifest import Finished, Manifest
 from .nifti import NiftiHeader
 from .outputs import plan_previews, plan_sides

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from . import __version__
 from .atomic import output_error
 from .errors import Exit, SegError
-from .inputs import Job
+from .jobs import Job
 from .reading import parts
 from .spec import ModelSpec
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .artifact import Artifact
 from .dicomweb.address import is_address, parse_address
 from .errors import Exit, SegError
-from .inputs import Form
+from .jobs import Form
 from .manifest import FileState
 from .nifti_write import mask_sha256
 from .nifti_write import write_mask as write_nifti

@@ -9,7 +9,7 @@ from .atomic import refuse_existing
 from .errors import Exit, SegError
 
 if TYPE_CHECKING:
-    from .inputs import Job
+    from .jobs import Job
 
 
 def plan_previews(target: str | None, jobs: "Sequence[Job]", overwrite: bool = False) -> dict[str, str]:

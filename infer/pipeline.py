@@ -15,7 +15,7 @@ from .artifact import Artifact
 from .backends import Backend
 from .compute import Computed, ComputeOptions, compute
 from .dicomweb.address import is_address
-from .inputs import Form, Job
+from .jobs import Form, Job
 from .manifest import FileState, Manifest, scan_state, stamp
 from .masks import about_codes, keep_unless_equal, write_mask
 from .nifti_write import write_probabilities

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from . import nifti
 from .dicomweb.address import is_address
-from .inputs import Job
+from .jobs import Job
 from .nifti import NiftiHeader
 from .scan import Scan
 from .spec import ModelSpec

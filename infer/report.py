@@ -16,7 +16,7 @@ from . import __version__
 from .atomic import atomic_text
 from .console import Terminated
 from .errors import Exit, SegError, printable
-from .inputs import Job
+from .jobs import Job
 from .manifest import FileState, model_identity, portable
 from .result import Result, scan_error
 from .spec import ModelSpec

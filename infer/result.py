@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import Exit, SegError
-from .inputs import Job
+from .jobs import Job
 from .manifest import FileState
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from seg.infer.errors import SegError
-from seg.infer.inputs import Source, expand, plan_jobs, stem
+from seg.infer.inputs import Source, expand, stem
+from seg.infer.jobs import plan_jobs
 from seg.infer.outputs import plan_previews, plan_sides
 
 

@@ -13,7 +13,7 @@ from commands import infer, run, voxels
 from known import boxes, plain_spec
 
 from seg.infer.errors import SegError
-from seg.infer.inputs import Job
+from seg.infer.jobs import Job
 from seg.infer.manifest import NAME, FileState, Finished, Manifest, Unfinished
 
 Write = Callable[..., str]
