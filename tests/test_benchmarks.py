@@ -28,7 +28,7 @@ SCRIPTS = (
     "dicom_output",
     "int8_profile",
 )
-MODULES = {*SCRIPTS, "contenders", "environment", "experiments", "reference", "seeds"}
+MODULES = {*SCRIPTS, "contenders", "environment", "experiments", "iteration_worker", "reference", "seeds", "trainings"}
 
 
 @pytest.fixture(autouse=True)
