@@ -19,7 +19,7 @@ from typing import Any
 
 import environment as env
 from seeds import ALL, Rows
-from trainings import Row, config_of, parse_method, parse_options
+from trainings import Row, config_of, parse_method, parse_options, preset_options
 
 CHECKPOINTS = ("checkpoint.pt", "checkpoint.previous.pt")
 
@@ -35,7 +35,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--network")
     parser.add_argument("--device")
     parser.add_argument("--precision")
-    parser.add_argument("--options", default="", metavar="NAME=VALUE,...", help="of every method; a row's own win")
+    parser.add_argument(
+        "--options", default="", metavar="NAME=VALUE,...", help="of all; a row's or its preset's own win"
+    )
     parser.add_argument("--labels", nargs="+", type=_labels, help="numbers of labelled cases, and `all`")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--name", help="of the results file; a new size needs a new name")
@@ -173,14 +175,16 @@ def train_row(row: Row, settings: Any, options: argparse.Namespace) -> dict[str,
     from seg.train.training import train
 
     recipe = parse_method(row.method)
+    network = recipe.network or settings.network
+    preset = preset_options(recipe.method, recipe.preset, network)
     folder = options.runs / options.name / row.folder
     settings = replace(
         settings,
         output=str(folder),
         method=recipe.method,
         preset=recipe.preset,
-        network=recipe.network or settings.network,
-        method_options=settings.method_options | recipe.options,
+        network=network,
+        method_options={k: v for k, v in settings.method_options.items() if k not in preset} | recipe.options,
         labeled=None if row.labels == ALL else row.labels,
         seed=row.seed,
     )

@@ -61,6 +61,15 @@ def parse_options(text: str) -> dict[str, Any]:
     return options
 
 
+def preset_options(method: str, preset: str | None, network: str) -> dict[str, Any]:
+    """What a preset sets on a network, by option; nothing without a preset."""
+    from seg.train.methods import default_options
+    from seg.train.networks import NETWORKS
+
+    built: Any = NETWORKS[network]
+    return default_options(method, preset, built.dims) if preset else {}
+
+
 def config_of(text: str, network: str = "vnet") -> Any:
     """The method's configuration on the row's network, else on `network`: defaults, preset, changes.
 

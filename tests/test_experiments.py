@@ -130,6 +130,22 @@ def test_a_failing_row_is_told_and_does_not_stop_the_others(run: Run, tmp_path: 
     assert [row["seed"] for row in content(tmp_path)["rows"]] == [1]
 
 
+def test_common_options_leave_what_a_preset_sets(run: Run, tmp_path: Path) -> None:
+    """As published is as published: the dropout of all other rows is not the paper's."""
+    flags = ("--options", "dropout=0.25,lr=0.002", "--iterations", "1", "--seeds", "0")
+    methods = ("crossmatch:paper", "crossmatch:paper,dropout=0.125", "crossmatch:fast")
+    assert run("accuracy", "--methods", *methods, *flags)[0] == 0
+    found = {}
+    for folder in (tmp_path / "t").iterdir():
+        found[folder.name] = json.loads((folder / "config.json").read_text())["method"]["options"]
+    assert {name: options["dropout"] for name, options in found.items()} == {
+        "crossmatch-paper_2_seed0": 0.5,
+        "crossmatch-paper-dropout=0.125_2_seed0": 0.125,
+        "crossmatch-fast_2_seed0": 0.25,
+    }
+    assert {options["lr"] for options in found.values()} == {0.002}
+
+
 def test_an_option_may_be_a_list() -> None:
     from trainings import parse_options
 

@@ -236,6 +236,7 @@ def fast(method: CrossMatch, batch: Batch, step: int) -> dict[str, Tensor]:
 
 
 def build(config: CrossMatchConfig, classes: int) -> CrossMatch:
+    config = replace(config, background_start=True)  # the confident head stays
     method = CrossMatch(confident_vnet(classes), config, ITERATIONS).train()
     if method.average is not None:
         torch.manual_seed(5)

@@ -81,6 +81,7 @@ class CrossMatchConfig(MethodConfig):
     teacher: Literal["stacked", "apart", "ema"] = "ema"
     ema: float = 0.99
     batch_norm: Literal["shared", "apart"] = "apart"  # apart: perturbed streams leave clean ones alone
+    background_start: bool = True  # see networks.prior; published: PyTorch's own start, equal chances for all classes
     ramp_up: float = 0.4  # share of the run over which the unsupervised losses fade in; 0 acts from the first step
 
     def check(self) -> None:
@@ -91,7 +92,9 @@ class CrossMatchConfig(MethodConfig):
             raise SegError("E-CONFIG", Exit.USAGE, "", found, fix, "two scans at least: CutMix mixes them")
 
 
-_PUBLISHED: dict[str, Any] = dict(  # what the text and the code have in common
+# What both have in common. AdamW is the text's. It says nothing of dropout, the teacher's place and batch norm, nor of
+# 1e-3, weight decay 1e-4 and the polynomial schedule, every method's defaults: those are the code's.
+_PUBLISHED: dict[str, Any] = dict(
     dropout=0.5,
     ip_weight=1.0,
     kd_weight=1.0,
@@ -100,6 +103,7 @@ _PUBLISHED: dict[str, Any] = dict(  # what the text and the code have in common
     teacher="stacked",
     ema=0.0,
     batch_norm="shared",
+    background_start=False,
     ramp_up=0.0,
 )
 PRESETS: dict[str, dict[str, Any]] = {  # the papers' left atrium
@@ -145,6 +149,8 @@ class CrossMatch(Method):
 
     def __init__(self, network: nn.Module, config: CrossMatchConfig, iterations: int) -> None:
         super().__init__(network, config, iterations)
+        if not config.background_start:
+            self._network.head.reset_parameters()
         self.average = Ema(network, config.ema) if config.ema > 0 else None
 
     def losses(self, batch: Batch, step: int, phase: str = "student") -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ class Network(Protocol):
     channels: int
     classes: int
     up_mode: Up
-    head: nn.Module
+    head: nn.Conv2d | nn.Conv3d
 
     def encode(self, x: Tensor, after: Mapping[int, nn.Module] | None = None) -> list[Tensor]:
         """Input -> feature levels, finest first; `after` is applied to a level before the next one sees it."""
