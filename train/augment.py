@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .draws import normal, uniform
+
 PLANES = {2: ((0, 1),), 3: ((1, 2), (0, 2), (0, 1))}  # of rotation, by number of dimensions
 
 
@@ -51,17 +53,17 @@ class WeakAugmentation:
         return x, y, z
 
 
-def _uniform(count: int, *shape: int, generator: torch.Generator) -> Tensor:
+def _symmetric(generator: torch.Generator, count: int, *shape: int) -> Tensor:
     """Uniform in [-1, 1)."""
-    return torch.rand(count, *shape, generator=generator, device=generator.device) * 2 - 1
+    return uniform(generator, count, *shape) * 2 - 1
 
 
 def _affines(count: int, dims: int, spec: WeakAugmentation, generator: torch.Generator) -> Tensor:
     """(count, dims, dims) output -> input voxel offsets about the centre."""
     planes = PLANES[dims]
-    angles = torch.deg2rad(spec.rotation * _uniform(count, len(planes), generator=generator))
-    common = spec.scale * _uniform(count, 1, generator=generator)
-    scales = torch.exp(common + spec.scale / 4 * _uniform(count, dims, generator=generator))
+    angles = torch.deg2rad(spec.rotation * _symmetric(generator, count, len(planes)))
+    common = spec.scale * _symmetric(generator, count, 1)
+    scales = torch.exp(common + spec.scale / 4 * _symmetric(generator, count, dims))
     matrix = torch.diag_embed(scales)
     for number, (i, j) in enumerate(planes):
         c, s = torch.cos(angles[:, number]), torch.sin(angles[:, number])
@@ -129,13 +131,14 @@ def _intensity(image: Tensor, spec: WeakAugmentation, generator: torch.Generator
     """Gain, gamma about the mean, offset and noise; one draw per sample."""
     if not (spec.contrast or spec.brightness or spec.noise):
         return image
-    draws = _uniform(len(image), 4, generator=generator).T
+    draws = _symmetric(generator, len(image), 4).T
     gain, gamma, offset, noise = draws.reshape(4, -1, *[1] * (image.ndim - 1))
     mean = image.flatten(1).mean(dim=1).view_as(gain)
     centred = image - mean
     centred = centred.sign() * centred.abs().clamp_min(1e-6) ** torch.exp(spec.contrast * gamma)
     image = centred * torch.exp(spec.contrast * gain) + mean + spec.brightness * offset
     if spec.noise:
-        random = torch.randn(image.shape, generator=generator, device=image.device)
-        image = image + random * (spec.noise * (noise + 1) / 2).clamp_min(0) ** 2 / max(spec.noise, 1e-6)
+        image = image + normal(generator, *image.shape) * (spec.noise * (noise + 1) / 2).clamp_min(0) ** 2 / max(
+            spec.noise, 1e-6
+        )
     return image

@@ -119,9 +119,8 @@ def own_part(options: MethodConfig, processes: Processes) -> MethodConfig:
     """The method's settings with this process's part of every batch. Raises SegError, E-CONFIG, for an odd one."""
     names = [name for name in asdict(options) if name.endswith("_batch")]
     shares: dict[str, Any] = {name: processes.portion(getattr(options, name), name) for name in names}
-    part = replace(options, **shares)
-    part.check()
-    return part
+    options.check(processes.size)
+    return replace(options, **shares)
 
 
 def refuse_bad_options(settings: Settings, processes: Processes) -> None:

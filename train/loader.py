@@ -41,7 +41,7 @@ class Loaded:
 
 
 class Loader:
-    """Makes each step's batch from (seed, step, process) alone.
+    """Makes this process's part of each step's batch from (seed, step) alone.
 
     Parameters
     ----------
@@ -80,9 +80,9 @@ class Loader:
         self._bank = bank
         self._ahead = None  # drawn with the ones before
 
-    def seed_of(self, step: int) -> int:
-        """The seed of a step's augmentation, dropout and perturbations in this process."""
-        sequence = np.random.SeedSequence((self.seed, step, self.processes.rank))
+    def seed_of(self, step: int, rank: int = 0) -> int:
+        """The seed of a step: of augmentation and perturbations in all processes, with a rank of one's own dropout."""
+        sequence = np.random.SeedSequence((self.seed, step, rank))
         return int(sequence.generate_state(1, np.uint64)[0] >> 1)
 
     def load(self, step: int) -> Loaded:

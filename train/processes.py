@@ -1,9 +1,9 @@
 """One training in several processes (torchrun): who they are, and what they compute together.
 
-Every process takes its share of each batch, and what is a statistic of the whole batch stays one: the sums of the Dice
-loss and the moments of batch norm are added up over the processes, gradients are averaged by DistributedDataParallel.
-The losses are therefore those of one process with the same batch. Random numbers are not: each process draws its own
-for augmentation and dropout, and CutMix takes its partners from the process's own share.
+Every process takes its share of each batch, and what is of the whole batch stays so: the sums of the Dice loss and the
+moments of batch norm are added up over the processes, gradients are averaged by DistributedDataParallel, random numbers
+are drawn for all (`draws`), and CutMix finds its partners in other processes too. The losses are therefore those of one
+process with the same batch, but for dropout, which each draws by itself. BCP and CAML mix and remember their own share.
 """
 
 import os
@@ -140,6 +140,16 @@ def summed(value: Tensor) -> Tensor:
     if not (dist.is_available() and dist.is_initialized()):
         return value
     return cast(Tensor, _Sum.apply(value))  # type: ignore[no-untyped-call]
+
+
+def reversed_batch(value: Tensor) -> Tensor:
+    """This process's rows (B, ...) of the batch of all in reverse order, without gradient: partners to mix with."""
+    value = value.detach()
+    if not (dist.is_available() and dist.is_initialized()):
+        return value.flip(0)
+    parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, value.contiguous())
+    return parts[-1 - dist.get_rank()].flip(0)
 
 
 class _SharedBatchNorm(_BatchNorm):

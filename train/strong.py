@@ -7,14 +7,12 @@ in two dimensions; the official code for ACDC has brightness and contrast jitter
 import torch
 from torch import Tensor
 
+from .draws import uniform
+
 BIAS_ORDER, BIAS_COEFFICIENT = 3, 0.5
 LOG_GAMMA = 0.5
 BLUR_SIGMA = (0.1, 2.0)  # voxels
 JITTER_P, BLUR_P, CUTMIX_P = 0.8, 0.5, 0.5
-
-
-def _rand(generator: torch.Generator, *shape: int) -> Tensor:
-    return torch.rand(*shape, generator=generator, device=generator.device)
 
 
 def strong_view(u: Tensor, generator: torch.Generator) -> Tensor:
@@ -25,16 +23,16 @@ def strong_view(u: Tensor, generator: torch.Generator) -> Tensor:
 
 def _strong_view(u: Tensor, generator: torch.Generator) -> Tensor:
     each = (len(u), *[1] * (u.ndim - 1))  # one number a sample
-    jitter = _rand(generator, *each) < JITTER_P
-    blur = _rand(generator, *each) < BLUR_P
+    jitter = uniform(generator, *each) < JITTER_P
+    blur = uniform(generator, *each) < BLUR_P
     field = bias_field(len(u), u.shape[2:], generator)[:, None]
-    exponent = torch.exp(LOG_GAMMA * (2 * _rand(generator, *each) - 1))
+    exponent = torch.exp(LOG_GAMMA * (2 * uniform(generator, *each) - 1))
     biased = u * field
     # z-scored data are negative in part: the sign is kept
     jittered = biased.sign() * biased.abs().clamp_min(1e-12) ** exponent
     view = torch.where(jitter, jittered, u)
     low, high = BLUR_SIGMA
-    sigma = low + (high - low) * _rand(generator, len(u), u.ndim - 2)
+    sigma = low + (high - low) * uniform(generator, len(u), u.ndim - 2)
     return torch.where(blur, gaussian_blur(view, sigma), view)
 
 
@@ -45,7 +43,7 @@ def bias_field(count: int, shape: torch.Size, generator: torch.Generator) -> Ten
     """
     degree = torch.arange(BIAS_ORDER + 1, device=generator.device)
     total = torch.stack(torch.meshgrid(*[degree] * len(shape), indexing="ij")).sum(dim=0)
-    drawn = 2 * _rand(generator, count, *total.shape) - 1
+    drawn = 2 * uniform(generator, count, *total.shape) - 1
     field = BIAS_COEFFICIENT * drawn * (total <= BIAS_ORDER)
     for extent in shape:  # each product takes the degrees of the first axis left and puts its positions last
         powers = torch.linspace(-1, 1, extent, device=generator.device)[:, None] ** degree
@@ -84,7 +82,7 @@ def cutmix_boxes(count: int, shape: torch.Size, generator: torch.Generator) -> T
     was drawn.
     """
     dims = len(shape)
-    draws = _rand(generator, count, dims + 3)
+    draws = uniform(generator, count, dims + 3)
     fraction, ratio = 0.02 + 0.38 * draws[:, 0], 0.3 + (1 / 0.3 - 0.3) * draws[:, 1]
     volume = fraction * shape.numel()
     parts = [volume / ratio, volume * ratio, volume][:dims]

@@ -244,6 +244,9 @@ def test_bcp_refuses_batches_that_are_no_pairs(labeled: int, unlabeled: int) -> 
     with pytest.raises(SegError, match="BCP pastes") as caught:
         replace(METHODS["bcp"].Config(), labeled_batch=labeled, unlabeled_batch=unlabeled).check()
     assert caught.value.exit == Exit.USAGE
+    METHODS["bcp"].Config().check(processes=2)  # 4 and 4: a pair of each kind in each
+    with pytest.raises(SegError, match="4 processes"):
+        METHODS["bcp"].Config().check(processes=4)
 
 
 def example() -> dict[str, Any]:

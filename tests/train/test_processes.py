@@ -20,21 +20,16 @@ from seg.train.methods.crossmatch import CrossMatchConfig
 from seg.train.processes import Processes, summed
 from seg.train.run import load_checkpoint
 
-# Random numbers differ between processes by design: without augmentation, with dropout that depends on the channel
-# alone, and without CutMix, whose partners come from the process's own share, nothing else may differ.
+# Dropout alone differs between processes by design: with one that depends on the channel alone nothing may differ.
 SCRIPT = """
 import sys, torch
 import torch.nn.functional as F
-from seg.train import methods
-from seg.train.methods import crossmatch
 
 def every_second(value, p=0.5, training=True, inplace=False):
     keep = torch.arange(value.shape[1]).view(1, -1, 1, 1, 1) % 2
     return value * keep if training else value
 
 F.dropout3d = every_second
-crossmatch.strong_view = lambda u, generator: u * 1.1 + 0.1
-crossmatch.cutmix_boxes = lambda n, shape, generator: torch.zeros(n, *shape, dtype=torch.bool)
 from seg.train.cli import main
 main()
 """
@@ -50,21 +45,14 @@ validate_every = 4
 {method}
 optimizer = "sgd"
 
-[augmentation]
-rotation = 0.0
-scale = 0.0
-contrast = 0.0
-brightness = 0.0
-noise = 0.0
-
 [loop]
 save_seconds = 0
 log_every = 1
 """
 METHODS = {
     "supervised": 'name = "supervised"\ndropout = 0.0',
-    "paper": 'name = "crossmatch"\npreset = "paper"\nlabeled_batch = 4\nunlabeled_batch = 4\nthreshold = 0.5',
-    "fast": 'name = "crossmatch"\nunlabeled_batch = 4\nthreshold = 0.5\nramp_up = 0.0',
+    "paper": 'name = "crossmatch"\npreset = "paper"\nthreshold = 0.5',
+    "fast": 'name = "crossmatch"\nthreshold = 0.5\nramp_up = 0.0',
 }
 
 
@@ -138,6 +126,19 @@ def test_same_losses_as_one_process(data: Path, tmp_path: Path, method: str) -> 
             states[1][name], value, rtol=1e-3, atol=1e-5 if method == "supervised" else 1e-4, msg=name
         )
     assert not (tmp_path / "2" / ".volumes").exists()
+
+
+@pytest.mark.slow
+def test_torchrun(data: Path, tmp_path: Path) -> None:
+    """As README has it."""
+    scripts = Path(sys.executable).parent
+    arguments = [*command(data, tmp_path, "fast"), "-o", str(tmp_path / "run")]
+    both = ["--standalone", "--no-python", "--nproc-per-node", "2", str(scripts / "seg-train"), *arguments]
+    done = subprocess.run([str(scripts / "torchrun"), *both], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["engine"]["processes"] == 2
+    assert load_checkpoint(tmp_path / "run")[0]["step"] == 6
 
 
 def test_a_lost_process_ends_the_others_and_resuming_goes_on(data: Path, tmp_path: Path) -> None:

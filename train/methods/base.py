@@ -38,7 +38,8 @@ class Batch:
     u : (U, C, X, Y[, Z]) unlabelled images, weakly augmented; U may be 0.
     bank : (U, K + 1, X, Y[, Z]) float32 in [0, 1], for methods with `rules` once there are pseudo-labels: probability
         of each class, and last whether it may be trusted; all 0 for cases without. Moved along with `u`.
-    generator : the step's random numbers, seeded from (seed, step), so that a resumed run repeats them.
+    generator : the step's random numbers, seeded from (seed, step), so that a resumed run repeats them; the same in
+        all processes, see `draws`.
     """
 
     x: Tensor
@@ -66,8 +67,11 @@ class MethodConfig:
     attention_lr: float = 0.3  # of transformer blocks, in units of lr
     attention_decay: float = 0.05  # their weight decay
 
-    def check(self) -> None:
-        """Raise SegError, E-CONFIG, for a batch that the method cannot learn from. Other values are checked by type."""
+    def check(self, processes: int = 1) -> None:
+        """Raise SegError, E-CONFIG, for a batch that the method cannot learn from, shared among so many processes.
+
+        Other values are checked by type.
+        """
 
     def length(self, iterations: int) -> float:
         """Steps over which the schedules of a run of `iterations` go."""

@@ -40,11 +40,13 @@ class BcpConfig(MethodConfig):
     kept: float = 2 / 3  # side of the pasted block in units of the window's
     pseudo: float = 0.5  # --u_weight
 
-    def check(self) -> None:
+    def check(self, processes: int = 1) -> None:
         """See the base class."""
-        if self.labeled_batch != self.unlabeled_batch or self.labeled_batch % 2 or self.labeled_batch < 2:
-            found = f"labeled_batch {self.labeled_batch} and unlabeled_batch {self.unlabeled_batch} a process"
-            fix = "take equal and even batches"
+        pairs = 2 * processes
+        if self.labeled_batch != self.unlabeled_batch or self.labeled_batch % pairs or self.labeled_batch < pairs:
+            found = f"labeled_batch {self.labeled_batch} and unlabeled_batch {self.unlabeled_batch}"
+            found += f" for {processes} processes" if processes > 1 else ""
+            fix = f"take equal batches, multiples of {pairs}"
             raise SegError("E-CONFIG", Exit.USAGE, "", found, fix, "pairs of each kind: BCP pastes one into the other")
 
 

@@ -46,6 +46,7 @@ from seg.infer.errors import Exit, SegError
 from ..ema import Ema
 from ..losses import supervised_loss
 from ..networks import Network
+from ..processes import reversed_batch
 from ..ramp import gaussian_ramp, ramped
 from ..strong import cutmix_boxes, strong_view
 from .base import Batch, Method, MethodConfig
@@ -84,11 +85,11 @@ class CrossMatchConfig(MethodConfig):
     background_start: bool = True  # see networks.prior; published: PyTorch's own start, equal chances for all classes
     ramp_up: float = 0.4  # share of the run over which the unsupervised losses fade in; 0 acts from the first step
 
-    def check(self) -> None:
+    def check(self, processes: int = 1) -> None:
         """See the base class."""
         if self.unlabeled_batch - self.mix_batch < (1 if self.mix_batch else 2):
-            found = f"unlabeled_batch {self.unlabeled_batch} and mix_batch {self.mix_batch} a process"
-            fix = "take a larger unlabeled_batch or fewer processes"
+            found = f"unlabeled_batch {self.unlabeled_batch} and mix_batch {self.mix_batch}"
+            fix = "take a larger unlabeled_batch"
             raise SegError("E-CONFIG", Exit.USAGE, "", found, fix, "two scans at least: CutMix mixes them")
 
 
@@ -174,7 +175,7 @@ class CrossMatch(Method):
         given = None if partner is None else self._partner_logits(batch.x, partner)
         zx, wn, ww, ws = self._streams(batch.x, u, cfg.teacher == "stacked")
         # What stands inside the CutMix box: the partners' predictions of the same kind.
-        mix, mix_w, mix_s = given or (wn.flip(0), ww.flip(0), ws.flip(0))
+        mix, mix_w, mix_s = given or (reversed_batch(wn), reversed_batch(ww), reversed_batch(ws))
         target = partial(StreamTarget.of, threshold=self._threshold(step), distance=cfg.distance)
         teacher, t1, t2 = target(wn), target(wn, mix, box1), target(wn, mix, box2)
         k1, k2 = target(ww, mix_w, box2), target(ws, mix_s, box2)
@@ -198,7 +199,7 @@ class CrossMatch(Method):
 
     def _partner_view(self, partner: Tensor | None, view: Tensor, generator: torch.Generator) -> Tensor:
         """What is pasted into a strong view: a strong view of the partner."""
-        return view.flip(0) if partner is None else strong_view(partner, generator)
+        return reversed_batch(view) if partner is None else strong_view(partner, generator)
 
     @torch.no_grad()
     def _partner_logits(self, x: Tensor, partner: Tensor) -> tuple[Tensor, Tensor, Tensor]:

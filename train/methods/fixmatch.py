@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..losses import dice_loss, supervised_loss
+from ..processes import reversed_batch
 from ..strong import cutmix_boxes, strong_view
 from .base import Batch, Method, MethodConfig
 
@@ -37,7 +38,7 @@ class FixMatch(Method):
         cfg, n, m = self.config, len(batch.x), len(batch.u)
         strong = strong_view(batch.u, batch.generator)
         box = cutmix_boxes(m, batch.u.shape[2:], batch.generator)
-        mixed = torch.where(box[:, None], strong.flip(0), strong)
+        mixed = torch.where(box[:, None], reversed_batch(strong), strong)
         zx, zu, zs = self.student(torch.cat([batch.x, batch.u, mixed])).split([n, m, m])
         label, keep = hard_target(zu, cfg.threshold, box)
         return {
@@ -51,5 +52,5 @@ def hard_target(logits: Tensor, threshold: float, box: Tensor | None = None) -> 
     """Labels (B, ...) and the voxels that count (B, ...) 0/1; inside `box` those of the batch reversed."""
     confidence, label = logits.detach().float().softmax(dim=1).max(dim=1)
     if box is not None:
-        confidence, label = (torch.where(box, value.flip(0), value) for value in (confidence, label))
+        confidence, label = (torch.where(box, reversed_batch(value), value) for value in (confidence, label))
     return label, (confidence >= threshold).float()

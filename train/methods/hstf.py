@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from ..ema import Ema
 from ..losses import distribution_loss, soft_dice, supervised_loss
 from ..networks import Network
+from ..processes import reversed_batch
 from ..pseudo import Rules
 from ..ramp import ramped
 from ..softmatch import SoftMatch
@@ -93,8 +94,8 @@ class Target:
 
     def mixed(self, box: Tensor) -> "Target":
         """The reversed batch's inside the box."""
-        label, weight = (torch.where(box, t.flip(0), t) for t in (self.label, self.weight))
-        return Target(label, weight, torch.where(box[:, None], self.probability.flip(0), self.probability))
+        label, weight = (torch.where(box, reversed_batch(t), t) for t in (self.label, self.weight))
+        return Target(label, weight, torch.where(box[:, None], reversed_batch(self.probability), self.probability))
 
 
 class Hstf(Method):
@@ -146,7 +147,7 @@ class Hstf(Method):
         x, y = batch.x, batch.y
         if self.config.copy_paste:
             box = cutmix_boxes(len(x), x.shape[2:], batch.generator)
-            x, y = torch.where(box[:, None], x.flip(0), x), torch.where(box, y.flip(0), y)
+            x, y = torch.where(box[:, None], reversed_batch(x), x), torch.where(box, reversed_batch(y), y)
         return supervised_loss(self.student(x), y)
 
     def _unused(self) -> Tensor:
@@ -185,7 +186,7 @@ class Hstf(Method):
         strong = strong_view(batch.u, batch.generator)
         if self.config.cutmix:
             box = cutmix_boxes(len(strong), strong.shape[2:], batch.generator)
-            strong, target = torch.where(box[:, None], strong.flip(0), strong), target.mixed(box)
+            strong, target = torch.where(box[:, None], reversed_batch(strong), strong), target.mixed(box)
         (labeled,), (unlabeled,) = self._passes(
             lambda levels: [self.student(levels[0])], [[batch.x], [strong]], [[0], [1]]
         )

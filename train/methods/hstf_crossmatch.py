@@ -16,11 +16,13 @@ of it the Dice falls by 2.9 points instead of 5.5; with the proposal's weights i
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ..processes import reversed_batch
 from ..strong import cutmix_boxes, strong_view
 from .base import Batch
 from .hstf import Hstf, HstfConfig, Target
@@ -61,10 +63,11 @@ class HstfCrossMatch(Hstf):
         cfg = self.config
         s1, s2 = strong_view(batch.u, batch.generator), strong_view(batch.u, batch.generator)
         box1, box2 = (cutmix_boxes(len(s1), s1.shape[2:], batch.generator) for _ in range(2))
-        s1, s2 = torch.where(box1[:, None], s1.flip(0), s1), torch.where(box2[:, None], s2.flip(0), s2)
+        s1, s2 = torch.where(box1[:, None], reversed_batch(s1), s1), torch.where(box2[:, None], reversed_batch(s2), s2)
         zx, z1, z2, ww, ws, sw, ss = self._streams(batch.x, batch.u, s1, s2)
         plain, t1, t2 = (self._stream_target(t) for t in (target, target.mixed(box1), target.mixed(box2)))
-        k1, k2 = (StreamTarget.of(z, z.flip(0), box2, threshold=cfg.threshold, distance=cfg.distance) for z in (ww, ws))
+        stream = partial(StreamTarget.of, threshold=cfg.threshold, distance=cfg.distance)
+        k1, k2 = (stream(z, reversed_batch(z), box2) for z in (ww, ws))
         ip = (t1.loss(z1) + t2.loss(z2)) / 2
         tkd = (plain.loss(ww) + plain.loss(ws) + t2.loss(sw) + t2.loss(ss)) / 4
         dkd = (k1.loss(sw) + k2.loss(ss)) / 2

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..draws import uniform
 from ..losses import linear_dice
 from ..networks import Network
 from ..ramp import ramped
@@ -80,7 +81,7 @@ class SsNet(Method):
     def _smoothness(self, images: Tensor, logits: Tensor, generator: torch.Generator) -> Tensor:
         """Dice between the prediction and the one at the worst perturbation of a given size (VAT)."""
         target = logits.float().softmax(dim=1)
-        draw = torch.rand(images.shape, generator=generator, device=images.device) - 0.5
+        draw = uniform(generator, *images.shape) - 0.5
         direction = _unit(draw).requires_grad_()
         with _statistics_kept(self.student):
             moved = self.student(images + self.config.magnitude * direction)

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..draws import normal
 from ..ema import Ema
 from ..losses import supervised_loss
 from ..ramp import gaussian_ramp, ramped
@@ -64,7 +65,7 @@ class UaMt(Method):
         return {"supervised": supervised_loss(logits, batch.y), "consistency": weight * consistency}
 
     def _noisy(self, u: Tensor, generator: torch.Generator) -> Tensor:
-        noise = self.config.noise * torch.randn(u.shape, generator=generator, device=u.device)
+        noise = self.config.noise * normal(generator, *u.shape)
         return u + noise.clamp(-2 * self.config.noise, 2 * self.config.noise)
 
     def _mean_prediction(self, batch: Batch) -> Tensor:

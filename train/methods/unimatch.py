@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..losses import dice_loss, supervised_loss
 from ..networks import Network
+from ..processes import reversed_batch
 from ..strong import cutmix_boxes, strong_view
 from .base import Batch, Method, MethodConfig
 from .fixmatch import hard_target
@@ -44,7 +45,7 @@ class UniMatch(Method):
         cfg, network, n, m = self.config, cast(Network, self.student), len(batch.x), len(batch.u)
         boxes = [cutmix_boxes(m, batch.u.shape[2:], batch.generator) for _ in range(2)]
         views = [strong_view(batch.u, batch.generator) for _ in boxes]
-        mixed = [torch.where(box[:, None], view.flip(0), view) for box, view in zip(boxes, views, strict=True)]
+        mixed = [torch.where(box[:, None], reversed_batch(view), view) for box, view in zip(boxes, views, strict=True)]
         levels = network.encode(torch.cat([batch.x, batch.u, *mixed]))
         drop = F.dropout3d if network.dims == 3 else F.dropout2d
         streams = [torch.cat([f, drop(f[n : n + m], cfg.feature_dropout, training=True)]) for f in levels]
