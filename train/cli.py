@@ -12,6 +12,7 @@ from seg.infer.console import guarded, version_option
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 WORTH = 0.001  # of Dice, from which on the largest component alone is advised; no class may lose more
+FLAGS = {"compiled": "compile", "options": "set"}  # whose parameters have other names
 EVALUATION = {"data", "output", "evaluate", "cases", "split", "device", "quiet", "debug"}  # what --evaluate takes
 
 
@@ -52,6 +53,7 @@ def seg_train(
     name: Annotated[str | None, typer.Option(help="Name of the model. Default: the folder's.")] = None,
     validate_every: Annotated[int | None, typer.Option(min=0, metavar="STEPS", help="0: at the end alone.")] = None,
     config: Annotated[str | None, typer.Option(metavar="FILE.toml", help="Settings file; flags win over it.")] = None,
+    options: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the method, or augmentation.NAME, loop.NAME; may be repeated; wins over --config. Example: --set eta=0.1")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in RUN exactly.")] = False,
     evaluate: Annotated[str | None, typer.Option("--evaluate", metavar="MODEL", help="Train nothing: score a run folder or an exported model on DATA, results into RUN.")] = None,
     cases: Annotated[Literal["val", "test", "all"], typer.Option(help="With --evaluate: cases of the split, or all that have a label.")] = "val",
@@ -76,15 +78,16 @@ def seg_train(
             distill=distill,
         )  # fmt: skip
         if config is not None:
-            given = {"compile" if k == "compiled" else k for k in given}
-            settings = settings.with_file(config, given)
+            settings = settings.with_file(config, {FLAGS.get(name, name) for name in given})
+        settings = settings.with_options(options or ())
         _refuse_unknown(settings.checked())
         _train(settings, resume, quiet or os.environ.get("RANK", "0") != "0")  # of torchrun's processes one talks
 
 
 def _refuse_flags(names: set[str], text: str) -> None:
     if names:
-        raise typer.BadParameter(f"{text} {', '.join('--' + name.replace('_', '-') for name in sorted(names))}")
+        flags = sorted("--" + FLAGS.get(name, name).replace("_", "-") for name in names)
+        raise typer.BadParameter(f"{text} {', '.join(flags)}")
 
 
 def _refuse_unknown(settings: Any) -> None:

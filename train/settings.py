@@ -1,6 +1,7 @@
 """What the user asked for: command-line flags over a TOML file over defaults; None leaves it to the plan."""
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -93,6 +94,26 @@ class Settings:
             )
         return override(self, {k: v for k, v in values.items() if k not in given}, path)
 
+    def with_options(self, words: Sequence[str]) -> "Settings":
+        """The same settings with NAME=VALUE of the method, TABLE.NAME=VALUE of [augmentation] or [loop].
+
+        Values are TOML, or else text: ``eta=0.1``, ``rounds=[0.5, 0.8]``, ``distance=dice``.
+
+        Raises
+        ------
+        SegError : E-CONFIG for a word that is no such pair; names are checked where the tables are used.
+        """
+        method, augmentation, loop = (dict(table) for table in (self.method_options, self.augmentation, self.loop))
+        tables = {"": method, "augmentation": augmentation, "loop": loop}
+        for word in words:
+            name, equals, text = word.partition("=")
+            table, _, key = name.strip().rpartition(".")
+            if not (equals and key and table in tables):
+                fix = "write NAME=VALUE for the method, augmentation.NAME=VALUE or loop.NAME=VALUE"
+                raise SegError("E-CONFIG", Exit.USAGE, "", f"--set {word}", fix)
+            tables[table][key] = _toml_value(text)
+        return replace(self, method_options=method, augmentation=augmentation, loop=loop)
+
     def checked(self) -> "Settings":
         """The same settings. Raises SegError, E-CONFIG, when a value has the wrong type or is out of range."""
         override(self, {f.name: getattr(self, f.name) for f in fields(self)}, "flags")
@@ -107,6 +128,14 @@ class Settings:
 
 
 _IN_METHOD = {"name": "method", "preset": "preset"}  # [method] entries that are settings of their own
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+
 
 S = TypeVar("S", bound="DataclassInstance")
 

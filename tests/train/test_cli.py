@@ -117,6 +117,12 @@ def test_help_and_version_import_no_torch() -> None:
         ["--method", "crossmatch", "--preset", "magic"],
         ["--labeled", "0"],
         ["--config", "none.toml"],
+        ["--set", "lr"],
+        ["--set", "=0.1"],
+        ["--set", "window.x=0.1"],
+        ["--set", "learning=0.1"],
+        ["--set", "lr='high'"],
+        ["--set", "loop.seed=1"],
     ],
 )
 def test_bad_flags_exit_2(run: Run, data: Path, tmp_path: Path, flags: list[str]) -> None:
@@ -274,11 +280,14 @@ def test_nothing_to_resume(run: Run, data: Path, tmp_path: Path, name: str) -> N
 def test_flags_win_over_the_file(run: Run, data: Path, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text('width = 3\nseed = 5\nname = "file"\n[method]\nlr = 0.5\n[loop]\nlog_every = 1\n')
     out = tmp_path / "run"
-    status, text = run(data, "-o", out, "--config", tmp_path / "c.toml", "--name", "flag", *TINY)
+    changes = ["--set", "weight_decay=1e-5", "--set", "schedule=step", "--set", "augmentation.mirror=[0, 1]"]
+    status, text = run(data, "-o", out, "--config", tmp_path / "c.toml", "--name", "flag", *changes, *TINY)
     assert status == 0
     config = json.loads((out / "config.json").read_text())
     assert (config["network"]["width"], config["spec"]["name"], config["loop"]["seed"]) == (2, "flag", 5)
     assert (config["method"]["options"]["lr"], config["loop"]["log_every"]) == (0.5, 1)
+    assert (config["method"]["options"]["weight_decay"], config["method"]["options"]["schedule"]) == (1e-5, "step")
+    assert config["augmentation"]["mirror"] == [0, 1]
     assert "labelled" in text
     assert "next: seg-export" in text
     assert {"checkpoint.pt", "metrics.jsonl", "validation.json", "plan.txt"} <= {p.name for p in out.iterdir()}
