@@ -20,6 +20,7 @@ eight times those of transposed convolutions; without that error it is 160.4 G.
 on a GPU.
 
     python benchmarks/iteration.py --official CHECKOUT
+    python benchmarks/iteration.py --loading --data LA --name iteration-loading
     python benchmarks/iteration.py --methods --at-once 4 --name iteration-methods
     python benchmarks/iteration.py --device cuda --window 112,112,80 --runs 50 --official CHECKOUT --results FOLDER
 """
@@ -29,13 +30,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import environment as env
 import iteration_worker
-from iteration_worker import OFFICIAL_ROW
+from iteration_worker import LOADING, MAPPED, OFFICIAL_ROW
 
 UNIT = "supervised,labeled_batch=4"
 # The middle one is `fast` at the paper's batch with the teacher apart, whose floor in FLOP is 2.94 V-Net steps.
@@ -92,6 +94,10 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--official", type=Path, metavar="CHECKOUT", help="of AiEson/CrossMatch")
     parser.add_argument("--loading", action="store_true", help="the step alone against the step with its loading")
+    parser.add_argument(
+        "--data", help="real scans: a data set in SEG_DATA, or a folder; default: phantoms"
+    )
+    parser.add_argument("--spacing", type=float, help="of real scans, mm; default: the plan's")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--compile", action="store_true", help="our rows through torch.compile")
@@ -108,7 +114,7 @@ def main() -> None:
         options.window, options.width, options.runs, options.warm_up = "16,16,16", 2, 1, 1
     if options.loading:
         rows = options.rows or ALONE_AND_LOADED
-        names = [f"{row}{mode}" for row in rows for mode in ("", " + loading")]
+        names = [f"{row}{mode}" for row in rows for mode in ("", LOADING, *([MAPPED] if options.data else []))]
     else:
         names = list(options.rows or (METHODS if options.methods else ROWS))
         if UNIT not in names:
@@ -121,7 +127,7 @@ def main() -> None:
     text = loading_table(seconds) if options.loading else iteration_table(names, seconds, facts)
     content = {"window": options.window, "width": options.width, "device": facts[names[0]]["device"]}
     content |= {"precision": facts[names[0]]["precision"], "compile": options.compile, "threads": options.threads}
-    content |= {"clock": options.clock}
+    content |= {"clock": options.clock, "data": options.data or "phantoms"}
     content |= {"rows": {name: {**facts[name], "seconds": seconds[name]} for name in names}}
     env.report(options.name, content, text, None if options.smoke else options.results)
     if options.methods and not options.smoke:
@@ -172,7 +178,10 @@ def take_turns(names: list[str], options: argparse.Namespace) -> tuple[dict[str,
         raise SystemExit(f"{name} ended; see its message above")
 
     common = {key: getattr(options, key) for key in ("device", "precision", "compile", "window", "width", "clock")}
-    common["volumes"] = 2 if options.smoke else VOLUMES
+    common |= {"volumes": 2 if options.smoke else VOLUMES, "spacing": options.spacing}
+    common["data"] = options.data and str(options.data if Path(options.data).is_dir() else env.DATA / options.data)
+    held = tempfile.TemporaryDirectory()  # mapped volumes
+    common["folder"] = held.name
     try:
         for name in names:
             setting = json.dumps({**common, "row": name, "official": str(options.official or "")})
@@ -191,6 +200,7 @@ def take_turns(names: list[str], options: argparse.Namespace) -> tuple[dict[str,
         for worker in workers.values():
             worker.kill()
             worker.communicate()
+        held.cleanup()
 
 
 def ratio(times: list[float], unit: list[float]) -> float:
@@ -229,14 +239,14 @@ def iteration_table(names: list[str], seconds: dict[str, list[float]], facts: di
 
 
 def loading_table(seconds: dict[str, list[float]]) -> str:
-    """The step alone, with its loading and weak augmentation, and the ratio."""
-    lines = []
-    for name in (name for name in seconds if not name.endswith(" + loading")):
-        alone, loaded = seconds[name], seconds[f"{name} + loading"]
-        lines.append(
-            [name, f"{1000 * median(alone):.0f}", f"{1000 * median(loaded):.0f}", f"{ratio(loaded, alone):.3f}"]
-        )
-    return env.table(("row", "step alone, ms", "with loading, ms", "ratio"), lines)
+    """The step alone, with its loading and weak augmentation, and the ratio; of mapped volumes too where measured."""
+    lines, modes = [], [mode for mode in (LOADING, MAPPED) if any(name.endswith(mode) for name in seconds)]
+    for name in (name for name in seconds if not name.endswith((LOADING, MAPPED))):
+        alone, loaded = seconds[name], [seconds[name + mode] for mode in modes]
+        cells = [cell for each in loaded for cell in (f"{1000 * median(each):.0f}", f"{ratio(each, alone):.3f}")]
+        lines.append([name, f"{1000 * median(alone):.0f}", *cells])
+    heads = [head for mode in modes for head in (f"{mode.removeprefix(' + ')}, ms", "ratio")]
+    return env.table(("row", "step alone, ms", *heads), lines)
 
 
 if __name__ == "__main__":

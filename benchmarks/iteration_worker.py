@@ -3,6 +3,7 @@ line "facts" its FLOP, parameters and peak memory. Its argument is the setting a
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import environment as env
 from trainings import config_of, parse_method
 
 OFFICIAL_ROW = "official"
+LOADING, MAPPED = " + loading", " + loading, mapped"
 
 
 def serve(setting: dict[str, Any]) -> None:
@@ -70,7 +72,7 @@ class Row:
     def _ours(self, setting: dict[str, Any]) -> None:
         from seg.train.step import Step
 
-        method = make_method(setting["row"].removesuffix(" + loading"), setting["width"])
+        method = make_method(setting["row"].removesuffix(MAPPED).removesuffix(LOADING), setting["width"])
         self._network = method.student
         self._trained = [p for phase in method.phases for p in method.trainable(phase)]
         step = Step(method.train(), 1000, self.device, self.precision)
@@ -78,7 +80,7 @@ class Row:
         loader = make_loader(setting, self.device, config.labeled_batch, config.unlabeled_batch)
         fixed, done = loader.load(0).batch, 500  # from the middle of a run: all losses weigh in
         self._count = lambda: step(with_generator(fixed), done)
-        if setting["row"].endswith(" + loading"):
+        if setting["row"].endswith((LOADING, MAPPED)):
             numbers = iter(range(1, 1 << 30))
             self._before = lambda: step(loader.load(next(numbers)).batch, done)  # the next is being drawn, as in a run
             self._run = lambda _: step(loader.load(next(numbers)).batch, done)
@@ -125,24 +127,48 @@ def make_method(row: str, width: int) -> Any:
 
 
 def make_loader(setting: dict[str, Any], device: Any, labeled: int, unlabeled: int) -> Any:
-    """Batches of phantoms, as a training of the left atrium draws them: volumes in memory, 16 bit."""
-    import numpy as np
-
-    from seg.infer.phantom import atrium_phantom
+    """Batches as a training of the left atrium draws them, half of the scans labelled."""
     from seg.train.augment import WeakAugmentation
-    from seg.train.cache import packed
     from seg.train.loader import Data, Loader
     from seg.train.processes import Processes
-    from seg.train.sampling import Sample
 
-    samples = []
-    for seed in range(setting["volumes"]):
-        volume, label = atrium_phantom(seed)
-        image = volume.intensities()
-        samples.append(packed(Sample(str(seed), ((image - image.mean()) / image.std()).astype(np.float32), label)))
+    samples = scans(setting) if setting["data"] else phantoms(setting["volumes"])
     window = tuple(int(n) for n in setting["window"].split(","))
     data = Data(samples[: len(samples) // 2], samples[len(samples) // 2 :])
     return Loader(data, labeled, unlabeled, window, 0.33, WeakAugmentation(), 0, device, Processes())
+
+
+def phantoms(count: int) -> list[Any]:
+    """Prepared phantoms in memory, 16 bit."""
+    import numpy as np
+
+    from seg.infer.phantom import atrium_phantom
+    from seg.train.cache import packed
+    from seg.train.sampling import Sample
+
+    samples = []
+    for seed in range(count):
+        volume, label = atrium_phantom(seed)
+        image = volume.intensities()
+        samples.append(packed(Sample(str(seed), ((image - image.mean()) / image.std()).astype(np.float32), label)))
+    return samples
+
+
+def scans(setting: dict[str, Any]) -> list[Any]:
+    """All training scans of a folder, prepared as seg-train does: in memory, or mapped where the row says so."""
+    from seg.train.cache import Store, packed
+    from seg.train.config import Engine
+    from seg.train.device import device_of, precision_of
+    from seg.train.job import prepare_job
+    from seg.train.prepare import prepare_all
+    from seg.train.processes import Processes
+    from seg.train.settings import Settings
+
+    cpu = device_of("cpu")
+    settings = Settings((setting["data"],), "", spacing=setting["spacing"] and (setting["spacing"],) * 3)
+    job = prepare_job(settings, lambda _: None, Engine(cpu, precision_of("fp32", cpu), False, Processes()))
+    store = Store(Path(setting["folder"]) / str(os.getpid()))
+    return prepare_all(job.split.labeled, job.spec, store.put if setting["row"].endswith(MAPPED) else packed)
 
 
 def with_generator(batch: Any) -> Any:

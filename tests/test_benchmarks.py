@@ -191,6 +191,16 @@ def test_every_method_has_a_row_and_a_floor() -> None:
 
 def test_step_alone_and_with_loading() -> None:
     (row,) = rows(run("iteration", "--smoke", "--loading", "--rows", "supervised").stdout)
+    assert len(row) == 4
+    assert all(float(cell) > 0 for cell in row[1:])
+
+
+def test_loading_of_real_scans_in_memory_and_mapped(tmp_path: Path) -> None:
+    from experiments import write_phantoms
+
+    data = write_phantoms(tmp_path / "data")
+    (row,) = rows(run("iteration", "--smoke", "--loading", "--data", data, "--rows", "supervised").stdout)
+    assert len(row) == 6
     assert all(float(cell) > 0 for cell in row[1:])
 
 
