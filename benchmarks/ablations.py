@@ -6,6 +6,7 @@ Of CrossMatch Tables 4 and 5 and Fig. 5 of its paper, and two more:
   gap            between weak and strong feature perturbation, 0 to 0.75     (Table 5)
   perturbation   dropout, alpha dropout, feature alpha dropout               (Fig. 5)
   threshold      confidence from which a voxel of the teacher counts
+  reading        of that threshold: fixed as in the text, or as in the code
   labels         number of labelled cases, beside supervised training on the same ones
 
 Of HSTF, on V-Net, or with --network hstf, hstf_s or hstf2d under another --name:
@@ -29,9 +30,10 @@ common (the preset as it is) are trained once. Killed, it goes on where it was: 
 
   python benchmarks/ablations.py eta --name hippocampus-800 --data hippocampus --labels 10 \\
       --window 32,48,32 --width 8 --iterations 800
-  python benchmarks/ablations.py gap --name la-paper --data LA --labels 8 --window 112,112,80 --spacing 0.625 \\
-      --width 16 --iterations 9000 --seeds 0
-  python benchmarks/ablations.py perturbation --name la-paper --data LA --labels 4 8 16 ...
+  python benchmarks/ablations.py eta gap --name la-paper --data LA --labels 8 --seeds 0 \\
+      --config benchmarks/recipes/crossmatch-la.toml
+  python benchmarks/ablations.py perturbation --name la-paper --data LA --labels 4 8 16 --seeds 0 \\
+      --config benchmarks/recipes/crossmatch-la.toml
   python benchmarks/ablations.py hstf-methods hstf-parts hstf-scale hstf-rounds hstf-weights \\
       hstf-statistics hstf-streams --name hstf-hippocampus --data hippocampus \\
       --labels 10 --window 32,48,32 --width 8 --iterations 800
@@ -99,6 +101,14 @@ ABLATIONS = {
     "gap": Ablation("Gap between the perturbations", "gap", (0.0, 0.25, 0.5, 0.75)),
     "perturbation": Ablation("Kind of feature perturbation", "perturbation", ("dropout", "alpha", "feature_alpha")),
     "threshold": Ablation("Confidence threshold", "threshold", (0.5, 0.6, 0.7, 0.75, 0.85, 0.95)),
+    "reading": Ablation(
+        "Reading of the threshold",
+        None,
+        methods=(
+            ("fixed, the text", "crossmatch:paper"),
+            ("rising, x ln 2, the code", "crossmatch:paper,threshold_ramp=true"),
+        ),
+    ),
     "labels": Ablation("Number of labelled cases", None),
     "hstf-methods": Ablation(
         "HSTF's parts by method", None, methods=tuple((m, m) for m in (BASELINE, "crossmatch:fast", "hstf", BOTH))

@@ -94,9 +94,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--official", type=Path, metavar="CHECKOUT", help="of AiEson/CrossMatch")
     parser.add_argument("--loading", action="store_true", help="the step alone against the step with its loading")
-    parser.add_argument(
-        "--data", help="real scans: a data set in SEG_DATA, or a folder; default: phantoms"
-    )
+    parser.add_argument("--data", help="real scans: a data set in SEG_DATA, or a folder; default: phantoms")
     parser.add_argument("--spacing", type=float, help="of real scans, mm; default: the plan's")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="auto")

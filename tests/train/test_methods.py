@@ -91,6 +91,12 @@ def test_presets_say_what_is_published() -> None:
         assert (one.teacher, one.ema, one.ramp_up) == ("stacked", 0.0, 0.0)
 
 
+@pytest.mark.parametrize("row", list(PRESETS["crossmatch"]))
+def test_published_presets_start_as_pytorch_does(row: str) -> None:
+    bias = build("crossmatch", row).student.head.bias
+    assert (bias[0] - bias[1] > 1) == (row == "fast")  # type: ignore[index]
+
+
 @pytest.mark.parametrize("teacher", ["stacked", "apart", "ema"])
 def test_unlabelled_data_move_the_student_and_not_the_teacher(teacher: str) -> None:
     method = crossmatch(teacher=teacher)

@@ -67,7 +67,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build_network(name: str, channels: int, classes: int, width: int, dropout: float) -> nn.Module:
-    """A network by its name in `NETWORKS`, default PyTorch initialisation."""
+    """A network by its name in `NETWORKS`: PyTorch's initialisation, and mostly background (`prior`)."""
     return NETWORKS[name](channels=channels, classes=classes, width=width, dropout=dropout)
 
 

@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-BACKGROUND = 0.8  # below the usual thresholds (0.85, 0.95), so that nothing is a pseudo-label yet
+BACKGROUND = 0.8  # below the usual thresholds (0.85, 0.95): nothing is a pseudo-label yet. CrossMatch can do without
 
 Head = TypeVar("Head", bound=nn.Conv2d | nn.Conv3d)
 
