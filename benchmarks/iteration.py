@@ -37,7 +37,7 @@ from typing import Any
 
 import environment as env
 import iteration_worker
-from iteration_worker import LOADING, MAPPED, OFFICIAL_ROW
+from iteration_worker import COMPILED, LOADING, MAPPED, OFFICIAL_ROW
 
 UNIT = "supervised,labeled_batch=4"
 # The middle one is `fast` at the paper's batch with the teacher apart, whose floor in FLOP is 2.94 V-Net steps.
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--spacing", type=float, help="of real scans, mm; default: the plan's")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--compile", action="store_true", help="our rows through torch.compile")
+    parser.add_argument("--compile", action="store_true", help="each of our rows also through torch.compile")
     parser.add_argument("--window", default="64,64,48")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--runs", type=int, default=8)
@@ -117,6 +117,8 @@ def main() -> None:
         names = list(options.rows or (METHODS if options.methods else ROWS))
         if UNIT not in names:
             names.insert(0, UNIT)
+        if options.compile:
+            names = [name for row in names for name in (row, row + COMPILED)]
         names += [OFFICIAL_ROW] if options.official else []
     if options.at_once and not options.loading:
         seconds, facts = in_groups(names, options)
@@ -124,7 +126,7 @@ def main() -> None:
         seconds, facts = take_turns(names, options)
     text = loading_table(seconds) if options.loading else iteration_table(names, seconds, facts)
     content = {"window": options.window, "width": options.width, "device": facts[names[0]]["device"]}
-    content |= {"precision": facts[names[0]]["precision"], "compile": options.compile, "threads": options.threads}
+    content |= {"precision": facts[names[0]]["precision"], "threads": options.threads}
     content |= {"clock": options.clock, "data": options.data or "phantoms"}
     content |= {"rows": {name: {**facts[name], "seconds": seconds[name]} for name in names}}
     env.report(options.name, content, text, None if options.smoke else options.results)
@@ -175,7 +177,7 @@ def take_turns(names: list[str], options: argparse.Namespace) -> tuple[dict[str,
                 return json.loads(line)
         raise SystemExit(f"{name} ended; see its message above")
 
-    common = {key: getattr(options, key) for key in ("device", "precision", "compile", "window", "width", "clock")}
+    common = {key: getattr(options, key) for key in ("device", "precision", "window", "width", "clock")}
     common |= {"volumes": 2 if options.smoke else VOLUMES, "spacing": options.spacing}
     common["data"] = options.data and str(options.data if Path(options.data).is_dir() else env.DATA / options.data)
     held = tempfile.TemporaryDirectory()  # mapped volumes
@@ -220,14 +222,15 @@ def iteration_table(names: list[str], seconds: dict[str, list[float]], facts: di
     ]
     lines = []
     for name in names:
-        method = "crossmatch" if name == OFFICIAL_ROW else name.split(":")[0].split(",")[0]
+        row = name.removesuffix(COMPILED)
+        method = "crossmatch" if row == OFFICIAL_ROW else row.split(":")[0].split(",")[0]
         paper = PAPER.get(method)
-        row, fact = seconds[name], facts[name]
-        times, floor = ratio(row, seconds[names[0]]), fact["flop"] / facts[names[0]]["flop"]
-        read = OFFICIAL_FLOOR.get(method if method != "crossmatch" else name.split(",")[0])
-        against = f"{ratio(seconds[OFFICIAL_ROW], row):.2f}" if OFFICIAL_ROW in names else "-"
+        fact, own = facts[name], seconds[name]
+        times, floor = ratio(own, seconds[names[0]]), fact["flop"] / facts[names[0]]["flop"]
+        read = OFFICIAL_FLOOR.get(method if method != "crossmatch" else row.split(",")[0])
+        against = f"{ratio(seconds[OFFICIAL_ROW], own):.2f}" if OFFICIAL_ROW in names else "-"
         lines.append(
-            [name, f"{1000 * median(row):.0f}", f"{1000 * min(row):.0f}", f"{times:.2f}"]
+            [name, f"{1000 * median(own):.0f}", f"{1000 * min(own):.0f}", f"{times:.2f}"]
             + [f"{floor:.2f}", f"{fact['flop'] / 1e9:.4g}"]
             + [f"{fact['parameters'] / 1e6:.3f}", f"{fact['peak_bytes'] / 1e6:.0f}", against]
             + [f"{times / floor:.2f}", f"{read:.2f}" if read else "-"]

@@ -15,7 +15,7 @@ import environment as env
 from trainings import config_of, parse_method
 
 OFFICIAL_ROW = "official"
-LOADING, MAPPED = " + loading", " + loading, mapped"
+LOADING, MAPPED, COMPILED = " + loading", " + loading, mapped", " + compiled"
 
 
 def serve(setting: dict[str, Any]) -> None:
@@ -52,7 +52,7 @@ class Row:
             self._ours(setting)
         self._resident = env.resident_bytes()
         self.flop = count(self._count)
-        if setting["compile"] and setting["row"] != OFFICIAL_ROW:
+        if setting["row"].endswith(COMPILED):
             compile_network(self._network)
 
     def _official(self, setting: dict[str, Any]) -> None:
@@ -72,7 +72,7 @@ class Row:
     def _ours(self, setting: dict[str, Any]) -> None:
         from seg.train.step import Step
 
-        method = make_method(setting["row"].removesuffix(MAPPED).removesuffix(LOADING), setting["width"])
+        method = make_method(setting["row"].split(" + ")[0], setting["width"])
         self._network = method.student
         self._trained = [p for phase in method.phases for p in method.trainable(phase)]
         step = Step(method.train(), 1000, self.device, self.precision)

@@ -9,8 +9,9 @@ Losses (equations 10 to 12):
     L_dkd = mean of D(sw; ww), D(ss; ws)                        assistant distillation
     L     = scale * (L_sup + w_ip L_ip + w_kd ((1 - eta) L_tkd + eta L_dkd))
 
-D is the Dice loss against hard targets where the teacher is confident, or its mean with their cross entropy. Paper,
-paper-time code and today's code differ; `Config` covers all three and the presets say which value comes from where.
+D is the Dice loss against hard targets (Algorithm 1) where the teacher is confident, or its mean with their cross
+entropy; the temperature of section 3 is 1, as in the code. Paper, paper-time code and today's code differ; `Config`
+covers all three and the presets say which value comes from where.
 Common to all: the box of CutMix has the volume drawn, and the CutMix partner is the batch reversed unless `mix_batch`
 asks for the official third loader. There are two passes, [x, u] and [s1, s2], and batch norm sees each by itself. The
 second's targets carry no gradient, so that the loop takes the first's gradients before it: half the memory.
