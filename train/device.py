@@ -8,7 +8,7 @@ import ctypes
 import os
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from seg.infer.errors import Exit, SegError
 from seg.infer.machine import available_memory
@@ -56,9 +56,31 @@ def channels_last(device: torch.device, precision: torch.dtype) -> bool:
     return device.type == "cuda" or precision == torch.float32
 
 
+class ShallowConv3d(nn.Conv3d):
+    """Leaves autocast where the volume's first extent is smaller than the kernel's.
+
+    There oneDNN's bf16 gradient of the weights (jit_bf16:avx512_core in torch 2.13) reads memory that nobody wrote: a
+    kernel of 3 at the coarsest level of a window of 32 voxels. It is wrong without a sign of it, or NaN.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, X, Y, Z) -> as nn.Conv3d, in float32 where bf16 is not safe."""
+        if input.shape[2] >= self.kernel_size[0] or not torch.is_autocast_enabled("cpu"):
+            return super().forward(input)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(input.float())
+
+
 def arrange(module: nn.Module, device: torch.device, precision: torch.dtype) -> None:
-    """Move a module to its device, its weights in the faster layout. Activations follow the weights."""
+    """Move a module to its device, its weights in the faster layout. Activations follow the weights.
+
+    In bf16 on a CPU 3D convolutions become `ShallowConv3d`; names of parameters stay.
+    """
     module.to(device)
+    if device.type == "cpu" and precision == torch.bfloat16:
+        for part in module.modules():
+            if type(part) is nn.Conv3d:
+                part.__class__ = ShallowConv3d
     if channels_last(device, precision):
         formats = {4: torch.channels_last, 5: torch.channels_last_3d}
         for parameter in module.parameters():

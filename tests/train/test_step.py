@@ -121,6 +121,23 @@ def test_activations_follow_the_weights() -> None:
     assert flat.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_bf16_gradients_of_shallow_volumes_on_a_cpu() -> None:
+    """Memory that was used before must not matter: an extent of 32 leaves 2 voxels at the coarsest level."""
+    found = []
+    for _ in range(6):
+        used = [torch.full((1 << size,), -1, dtype=torch.int8) for size in range(10, 22) for _ in range(3)]
+        del used
+        torch.manual_seed(0)
+        config = METHODS["supervised"].Config(optimizer="sgd", labeled_batch=2)
+        method = METHODS["supervised"](VNet(width=8, dropout=0.0), config, 10).train()
+        step = Step(method, 10, CPU, torch.bfloat16)
+        x = torch.randn(2, 1, 32, 32, 32, generator=torch.Generator().manual_seed(1))
+        step(Batch(x, (x[:, 0] > 0.3).long(), x[:0], torch.Generator()), 0)
+        found.append(torch.cat([p.grad.flatten() for p in method.parameters() if p.grad is not None]))
+    assert all(torch.equal(gradient, found[0]) for gradient in found)
+    assert found[0].isfinite().all()
+
+
 def test_devices_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
