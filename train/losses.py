@@ -27,16 +27,16 @@ def soft_dice(p: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:
     return loss
 
 
-def dice_loss(logits: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:
-    """Mean D2 Dice loss over the foreground classes. With two classes this is the papers' foreground Dice."""
+def dice_loss(logits: Tensor, target: Tensor, keep: Tensor | None = None, *, background: bool = False) -> Tensor:
+    """Mean D2 Dice loss over the foreground classes, or over all. With two classes the papers' is the foreground's."""
     p = logits.float().softmax(dim=1)
-    losses = [soft_dice(p[:, k], (target == k).float(), keep) for k in range(1, p.shape[1])]
+    losses = [soft_dice(p[:, k], (target == k).float(), keep) for k in range(0 if background else 1, p.shape[1])]
     return torch.stack(losses).mean()
 
 
-def supervised_loss(logits: Tensor, target: Tensor) -> Tensor:
+def supervised_loss(logits: Tensor, target: Tensor, *, background: bool = False) -> Tensor:
     """(CE + Dice) / 2, the supervised loss of CrossMatch and of the V-Net baseline."""
-    return 0.5 * (F.cross_entropy(logits.float(), target) + dice_loss(logits, target))
+    return 0.5 * (F.cross_entropy(logits.float(), target) + dice_loss(logits, target, background=background))
 
 
 def linear_dice(logits: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:

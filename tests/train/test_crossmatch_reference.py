@@ -55,11 +55,11 @@ def _fixed_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(F, name, partial(masked, kind=kinds.get(name, "dropout")))
 
 
-def plain_dice(logits: Tensor, label: Tensor, confidence: Tensor, c: float) -> Tensor:
+def plain_dice(cfg: CrossMatchConfig, logits: Tensor, label: Tensor, confidence: Tensor, c: float) -> Tensor:
     """Equation 3 with hard targets: voxels below the threshold are taken out by boolean indexing."""
     p, inside = logits.softmax(dim=1), confidence >= c
     losses = []
-    for k in range(1, logits.shape[1]):
+    for k in range(0 if cfg.dice_background else 1, logits.shape[1]):
         a, t = p[:, k][inside], (label[inside] == k).float()
         losses.append(1 - (2 * (a * t).sum() + 1e-5) / ((a * a).sum() + (t * t).sum() + 1e-5))
     return sum(losses, torch.zeros(())) / len(losses)
@@ -67,7 +67,7 @@ def plain_dice(logits: Tensor, label: Tensor, confidence: Tensor, c: float) -> T
 
 def plain_distance(cfg: CrossMatchConfig, logits: Tensor, target: tuple[Tensor, Tensor], c: float) -> Tensor:
     """D: equation 3, or its mean with the cross entropy of the same voxels, over all."""
-    dice = plain_dice(logits, *target, c)
+    dice = plain_dice(cfg, logits, *target, c)
     if cfg.distance == "dice":
         return dice
     label, confidence = target
@@ -141,7 +141,7 @@ def combine(
     l_dkd = (d("sw", k1) + d("ss", k2)) / 2
     x = streams["x"]
     everywhere = torch.ones_like(batch.y, dtype=torch.float32)
-    l_sup = (F.cross_entropy(x, batch.y) + plain_dice(x, batch.y, everywhere, 0.5)) / 2
+    l_sup = (F.cross_entropy(x, batch.y) + plain_dice(cfg, x, batch.y, everywhere, 0.5)) / 2
     return {
         "supervised": cfg.scale * l_sup,
         "image": weight * cfg.ip_weight * l_ip,

@@ -76,11 +76,13 @@ class StreamTarget:
     ----------
     label, keep : (B, X, Y[, Z]) hard labels and weights: 1 where the confidence reaches a threshold, or in [0, 1].
     distance : Dice loss on weighted voxels, or its mean with their cross entropy.
+    background : whether the Dice loss counts the background as a class.
     """
 
     label: Tensor
     keep: Tensor
     distance: Distance
+    background: bool = False
 
     @classmethod
     def of(
@@ -91,17 +93,18 @@ class StreamTarget:
         *,
         threshold: float,
         distance: Distance,
+        background: bool = False,
     ) -> "StreamTarget":
         """From teacher logits, taken from `mix` inside `box`."""
         z = logits.detach().float()
         if mix is not None and box is not None:
             z = torch.where(box[:, None], mix.detach().float(), z)
         confidence, label = z.softmax(dim=1).max(dim=1)
-        return cls(label, (confidence >= threshold).float(), distance)
+        return cls(label, (confidence >= threshold).float(), distance, background)
 
     def loss(self, logits: Tensor) -> Tensor:
         """Distance of (B, K, ...) logits."""
-        dice = dice_loss(logits, self.label, self.keep)
+        dice = dice_loss(logits, self.label, self.keep, background=self.background)
         if self.distance == "dice":
             return dice
         entropy = F.cross_entropy(logits.float(), self.label, reduction="none")
