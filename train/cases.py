@@ -17,7 +17,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from seg.infer.errors import Exit, SegError
@@ -128,6 +128,9 @@ def discover(folders: Sequence[str], cine: bool = False) -> Dataset:
     if problems:
         fix = "give each case one name, the same for image and label"
         raise refusal("CASES", folders[0], f"{len(problems)} problems: " + "; ".join(problems), fix)
+    if len(cases) > 1 and len({case.patient for case in cases}) == 1 and all(case.frame is None for case in cases):
+        notes.append(f"names alone would make all scans one patient's ({cases[0].patient}): each counts as a patient")
+        cases = [replace(case, patient=case.id) for case in cases]
     splits = tuple(path for f in folders if os.path.isfile(path := os.path.join(f, "splits.json")))
     return Dataset(tuple(sorted(cases, key=lambda c: c.id)), labels, channels, splits, tuple(notes))
 
@@ -197,6 +200,9 @@ def _nifti_files(folder: str, notes: list[str]) -> Files:
             hidden += 1
         elif suffix and os.path.isfile(path := os.path.join(folder, name)):
             found.append((name[: -len(suffix)], path))
+        elif suffix and os.path.islink(path := os.path.join(folder, name)) and not os.path.exists(path):
+            fix = "get the file it stands for (git annex get, datalad get), or remove the link"
+            raise refusal("MISSING", path, f"is a link to nothing ({os.readlink(path)})", fix, exit=Exit.INPUT_MISSING)
         else:
             notes.append(f"ignored {os.path.join(folder, name)}: not a .nii or .nii.gz file")
     if hidden:
@@ -257,7 +263,8 @@ def _dataset_json(path: str, notes: list[str]) -> tuple[dict[int, str] | None, t
                 notes.append(f"{path}: regions are not supported, class names are not used")
                 return None, tuple(channels[c] for c in sorted(channels)) or None
             number, name = (int(key), str(value)) if key.lstrip("-").isdigit() else (int(value), key)
-            names[number] = name
+            if names.setdefault(number, name) != name:
+                raise refusal("LABELS", path, f"value {number} named twice", "give each class a value of its own")
     except (AttributeError, TypeError, ValueError) as error:
         fix = 'write "labels": {"background": 0, ...} and "channel_names": {"0": ...}'
         raise refusal("JSON", path, f"unreadable labels or channels ({error})", fix) from error

@@ -142,6 +142,10 @@ def _label_values(
             text = f"values {tally({v: counts[v] for v in odd})}; {rule} are {sorted(allowed)}"
             if len(values - {0}) == 1 and len(allowed) == 2:
                 text += f"; write {max(odd)} as {max(allowed)}, or declare it as a class in dataset.json"
+            elif not names:
+                text += (
+                    "; if they are classes, declare all in dataset.json, or name them with labels in a --config file"
+                )
             found.append(_error("LABEL-VALUES", case.label or "", text))
     trained = set[int]().union(*(facts[c.id].class_voxels for c in split.labeled if c.id in facts))
     faulted = {finding.path for finding in found}  # a class they lack may only have a wrong value there
@@ -181,6 +185,8 @@ def _copies(split: Split, facts: Mapping[str, CaseFacts]) -> list[Finding]:
     role = {case.id: name for name in ("labeled", "unlabeled", "val") for case in getattr(split, name)}
     by_id = {case.id: case for name in (split.labeled, split.unlabeled, split.val) for case in name}
     ids = sorted(facts)
+    if not ids:
+        return []
     thumbs = np.array([np.frombuffer(base64.b64decode(facts[i].thumbnail), "<i2") for i in ids], np.float32)
     thumbs = thumbs.reshape(len(ids), -1)
     thumbs /= np.maximum(np.linalg.norm(thumbs, axis=1, keepdims=True), 1e-30)

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from math import inf
 from typing import Annotated, Any, Literal, NoReturn, cast
 
 import typer
@@ -26,7 +27,7 @@ def _triple(text: str | None, kind: type) -> Any:
         values = ()
     if len(values) == 1:
         values *= 3
-    if len(values) != 3 or min(values) <= 0:
+    if len(values) != 3 or not all(0 < value < inf for value in values):
         raise typer.BadParameter(f"{text!r} is not one or three positive numbers like 112,112,80")
     return values
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from .methods import METHODS, PRESETS, Method, MethodConfig, default_options
 from .networks import NETWORKS, build_network
 from .plan import Plan
 from .processes import Processes
+from .ranges import refuse_out_of_range
 from .run import load_checkpoint, read_config
 from .settings import Settings, override
 from .split import Split
@@ -68,19 +70,24 @@ def config_of(
 
 
 def label_names(settings: Settings, declared: dict[int, str] | None) -> dict[int, str] | None:
-    """Value -> name: the user's names for the declared values (0, 1, 2, ... without a declaration)."""
+    """Value -> name: the user's names for the declared values, or for those that the labels have."""
     if settings.labels is None:
         return declared
-    values = sorted(declared) if declared else list(range(len(settings.labels)))
+    values = sorted(declared or {0})
     if len(values) != len(settings.labels):
-        raise SegError(
-            "E-CONFIG",
-            Exit.USAGE,
-            "",
-            f"{len(settings.labels)} label names for {len(values)} values",
-            "name every class, background first",
-        )
+        found = f"{len(settings.labels)} label names for the values {', '.join(map(str, values))}"
+        raise SegError("E-CONFIG", Exit.USAGE, "", found, "name every class, background first")
     return dict(zip(values, settings.labels, strict=True))
+
+
+def refuse_names(labels: Sequence[str]) -> None:
+    """Raise SegError, E-CONFIG, for names of classes that a result could not keep apart."""
+    fix = "give each class a name of its own, in dataset.json or with labels in the --config file"
+    if twice := sorted({name for name in labels if labels.count(name) > 1}):
+        raise SegError("E-CONFIG", Exit.USAGE, "", f"two classes named {twice[0]!r}", fix)
+    if "foreground" in labels and len(labels) > 2:
+        found = 'a class named "foreground" beside others, which is the name of their mean'
+        raise SegError("E-CONFIG", Exit.USAGE, "", found, fix)
 
 
 def spec_of(settings: Settings, decided: Plan) -> ModelSpec:
@@ -125,12 +132,14 @@ def own_part(options: MethodConfig, processes: Processes) -> MethodConfig:
 
 def refuse_bad_options(settings: Settings, processes: Processes) -> None:
     """Before the data are read: minutes of checking should not end in a misspelled option."""
-    own_part(method_config(settings), processes)
-    override(WeakAugmentation(), settings.augmentation, "augmentation")
+    options = method_config(settings)
+    refuse_out_of_range(options, "method")
+    own_part(options, processes)
+    refuse_out_of_range(override(WeakAugmentation(), settings.augmentation, "augmentation"), "augmentation")
     if fixed := {"iterations", "window", "seed", "validate_every"} & settings.loop.keys():
         found = f"[loop] {', '.join(sorted(fixed))}"
         raise SegError("E-CONFIG", Exit.USAGE, "", found, "set it at the top of the file or with its flag")
-    override(LoopConfig(1, (1, 1, 1)), settings.loop, "loop")
+    refuse_out_of_range(override(LoopConfig(1, (1, 1, 1)), settings.loop, "loop"), "loop")
 
 
 def _data_digest(split: Split, facts: dict[str, CaseFacts]) -> str:
@@ -138,7 +147,7 @@ def _data_digest(split: Split, facts: dict[str, CaseFacts]) -> str:
     digest = hashlib.sha256()
     for case in (*split.labeled, *split.unlabeled):
         fact = facts[case.id]
-        digest.update(f"{case.id}:{fact.sha256}:{fact.label_sha256};".encode())
+        digest.update(f"{case.id}:{fact.sha256}:{fact.label_sha256};".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

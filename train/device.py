@@ -29,9 +29,12 @@ def device_of(name: str) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise SegError("E-DEVICE", Exit.RUNTIME, "", "no CUDA device is available", "use --device cpu")
     try:
-        return torch.device(own if name == "cuda" else name)
-    except RuntimeError as error:
-        raise SegError("E-DEVICE", Exit.USAGE, "", f"no device {name}", "use auto, cpu, cuda or cuda:N") from error
+        device = torch.device(own if name == "cuda" else name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise SegError("E-DEVICE", Exit.USAGE, "", f"no device {name}", "use auto, cpu, cuda or cuda:N")
+    return device
 
 
 def precision_of(name: str, device: torch.device) -> torch.dtype:

@@ -12,7 +12,7 @@ from seg.infer.spec import ModelSpec
 from .cache import packed_bytes
 from .cases import Case, Dataset, discover
 from .check import check_dataset
-from .config import Engine, config_of, label_names, method_config, spec_of
+from .config import Engine, config_of, label_names, method_config, refuse_names, spec_of
 from .device import memory_of
 from .facts import CaseFacts
 from .networks import NETWORKS
@@ -60,11 +60,17 @@ def prepare_job(
         f"{len(split.labeled)} labelled, {len(split.unlabeled)} unlabelled, {len(split.val)} validation cases; checking"
     )
     checked = check_dataset(split, dataset.label_names)
+    if settings.labels is not None and dataset.label_names is None:
+        values = {0}.union(*(fact.class_voxels for fact in checked.facts.values()))
+        declared = label_names(settings, dict.fromkeys(values, ""))
+        dataset = replace(dataset, label_names=declared)
+        checked = check_dataset(split, declared, declared="named in labels", cached=checked.facts)
     for finding in checked.findings:
         say(printable(f"{finding.severity}: {finding.code} {finding.path}: {finding.message}"))
     checked.stop_on_errors()
     training = [checked.facts[case.id] for case in (*split.labeled, *split.unlabeled) if case.id in checked.facts]
     decided = _decide(settings, training, dataset, engine.device, teacher)
+    refuse_names(decided.labels)
     spec = spec_of(settings, decided)
     if settings.augmentation.get("rot90") and spec.window[0] != spec.window[1]:
         found = f"rot90 with a window of {times(spec.window)}"

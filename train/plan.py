@@ -137,6 +137,9 @@ def plan(
     """
     facts = sorted(facts, key=lambda fact: fact.id)
     values = sorted({0, *(label_names or ()), *(value for fact in facts for value in fact.class_voxels)})
+    if dims == 3 and (flat := next((fact for fact in facts if min(fact.shape) == 1), None)):
+        found = f"{flat.id} is a single slice, {times(flat.shape)} voxels"
+        raise refusal("PLAN", "", found, "use --network unet2d, which takes slices", "volumes")
     _judge_choices(facts, values, spacing, width, channel_names)
     orientation = "RAS" if dims == 3 else slice_orientation(facts)
     facts = facts if orientation == "RAS" else [_across_last(fact) for fact in facts]

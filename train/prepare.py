@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
+from seg.infer.errors import Exit, SegError
 from seg.infer.nifti import read
 from seg.infer.preprocess import Grids, forward
 from seg.infer.resample import resample_plane
@@ -26,9 +27,13 @@ def load_volume(case: Case) -> Volume:
 
 
 def load_label(path: str, label_values: Sequence[int]) -> NDArray[np.uint8]:
-    """(X, Y, Z) uint8 class indices in the file's axis order."""
+    """(X, Y, Z) uint8 class indices in the file's axis order. Raises SegError for values beyond the classes."""
     volume = read(path).volume
     values = np.rint(volume.intensities()[0]).astype(np.int64)
+    if values.min() < 0 or values.max() > max(label_values):
+        found, fix = f"values from {values.min()} to {values.max()}", "give labels with the model's values"
+        expected = ", ".join(map(str, label_values))
+        raise SegError("E-DATA-LABEL-VALUES", Exit.INPUT_REFUSED, path, found, fix, expected)
     table = np.zeros(max(label_values) + 1, np.uint8)
     table[list(label_values)] = np.arange(len(label_values))
     indices: NDArray[np.uint8] = table[values]

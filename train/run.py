@@ -93,11 +93,16 @@ def write_json(path: Path, content: Any) -> None:
 
 def _replace(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        found, fix = f"could not be written ({error.strerror})", "free some space, or choose another folder"
+        raise SegError("E-OUT-FULL", Exit.OUTPUT, str(path), found, fix) from error
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:

@@ -78,6 +78,11 @@ def score(
     with closing(opened.backend):
         cases = _choose(dataset, which, split, opened)
         _check(cases, dataset, opened.spec, say)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            what, fix = f"cannot be made ({error.strerror})", "choose another folder"
+            raise SegError("E-OUT-DIR", Exit.OUTPUT, output, what, fix) from error
         seen = sorted(case.id for case in cases if case.id in opened.trained)
         if seen:
             say(f"warning: {len(seen)} of the {len(cases)} cases were trained on: {', '.join(seen[:5])}")
@@ -91,11 +96,6 @@ def score(
             largest=True,
             tick=lambda: tick(next(done), len(cases)),
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        what, fix = f"cannot be made ({error.strerror})", "choose another folder"
-        raise SegError("E-OUT-DIR", Exit.OUTPUT, output, what, fix) from error
     facts = {"model": Path(model).name, "which": which, "trained_on": len(seen)}
     return write_evaluation(folder, found, opened.spec, facts)
 

@@ -74,7 +74,7 @@ class Settings:
         try:
             with open(path, "rb") as file:
                 raw = tomllib.load(file)
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError) as error:  # TOML's own error and that of another encoding among them
             raise SegError(
                 "E-CONFIG",
                 Exit.USAGE,
@@ -119,7 +119,7 @@ class Settings:
         override(self, {f.name: getattr(self, f.name) for f in fields(self)}, "flags")
         for name, least in (("iterations", 1), ("width", 1), ("seed", 0), ("validate_every", 0)):
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is not None and not least <= value < 1 << 63:
                 raise SegError("E-CONFIG", Exit.USAGE, "", f"{name} {value}", "correct the value", f"at least {least}")
         if (self.method == "distill") != (self.distill is not None):
             found = f"method {self.method} {'without' if self.distill is None else 'with'} a teacher"

@@ -125,8 +125,11 @@ def _hold_out(dataset: Dataset, labeled: int | None, seed: int) -> Split:
     """A fifth of the labelled patients validates; the first `labeled` of the rest stay labelled."""
     with_label = {case for case in dataset.cases if case.label}
     order = _shuffled({case.patient for case in with_label}, seed, "val")
+    if not order:
+        fix = "put each label into labels/ under its image's name, or give an nnU-Net folder"
+        raise refusal("NOLABEL", "", f"none of the {len(dataset.cases)} scans has a label", fix)
     if len(order) < 4:
-        found = f"{len(order)} labelled patients and no split"
+        found = f"{len(order)} labelled patients ({len(with_label)} scans) and no split"
         raise refusal("FEW", "", found, "say with --split FILE which ones validate", "at least 4 to hold one out")
     held = set(order[: max(1, round(len(order) / 5))])
     val = {case for case in with_label if case.patient in held}
@@ -171,7 +174,7 @@ def _first_patients(cases: set[Case], count: int, seed: int) -> set[Case]:
 
 def _shuffled(patients: Iterable[str], seed: int, use: str) -> list[str]:
     """Sorted by a hash, so that a new patient does not reorder the others and smaller choices nest in larger ones."""
-    return sorted(patients, key=lambda p: hashlib.sha256(f"{use}:{seed}:{p}".encode()).digest())
+    return sorted(patients, key=lambda p: hashlib.sha256(f"{use}:{seed}:{p}".encode(errors="surrogateescape")).digest())
 
 
 def _few(cases: set[Case]) -> str:

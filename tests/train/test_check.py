@@ -118,6 +118,14 @@ def test_every_fault_is_listed_at_once(folder: Path) -> None:
     assert caught.value.found == f"4 errors, the first is E-NII-NONFINITE: {result.findings[0].message}"
 
 
+def test_faults_in_every_case_are_listed(folder: Path) -> None:
+    for case in IDS:
+        save(image_of(folder, case), np.zeros((*SHAPE, 2), np.int16))
+    result = check(folder)
+    assert {f.path for f in result.findings} == {str(image_of(folder, case)) for case in IDS}
+    assert not result.facts
+
+
 def test_a_damaged_file_alone_exits_as_corrupt(folder: Path) -> None:
     cut(folder)
     with pytest.raises(SegError) as caught:

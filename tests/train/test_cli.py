@@ -123,6 +123,19 @@ def test_help_and_version_import_no_torch() -> None:
         ["--set", "learning=0.1"],
         ["--set", "lr='high'"],
         ["--set", "loop.seed=1"],
+        ["--set", "lr=-1.0"],
+        ["--set", "lr=nan"],
+        ["--set", "dropout=1.0"],
+        ["--set", "betas=[0.9, 1.5]"],
+        ["--set", "labeled_batch=0"],
+        ["--set", "loop.log_every=0"],
+        ["--set", "loop.foreground=7.0"],
+        ["--set", "augmentation.mirror=[1, 2, 3]"],
+        ["--set", "augmentation.mirror=[-1]"],
+        ["--set", "augmentation.mirror=[0, 0]"],
+        ["--spacing", "inf"],
+        ["--seed", "99999999999999999999999"],
+        ["--device", "meta"],
     ],
 )
 def test_bad_flags_exit_2(run: Run, data: Path, tmp_path: Path, flags: list[str]) -> None:
@@ -184,6 +197,43 @@ def test_what_was_expected_is_in_words(run: Run, tmp_path: Path, toml: str, expe
     _, text = run(tmp_path / "no-data", "-o", tmp_path / "run", "--config", tmp_path / "c.toml")
     assert expected in text
     assert "Literal" not in text
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ('["background", "a", "b"]', "3 label names for the values 0, 1"),
+        ("[]", "0 label names"),
+        ('["a", "a"]', "two classes named 'a'"),
+    ],
+)
+def test_names_are_those_of_the_values_in_the_labels(
+    run: Run, data: Path, tmp_path: Path, names: str, found: str
+) -> None:
+    (tmp_path / "c.toml").write_text(f"labels = {names}")
+    status, text = run(data, "-o", tmp_path / "run", "--config", tmp_path / "c.toml", *TINY)
+    assert status == 2
+    assert found in text
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_single_slices_need_a_network_for_slices(run: Run, tmp_path: Path, write_cases: Callable[..., Path]) -> None:
+    data = write_cases(tmp_path / "slices", 5, (32, 32, 1))
+    status, text = run(data, "-o", tmp_path / "run", *TINY)
+    assert status == 12
+    assert "is a single slice" in text
+    assert "--network unet2d" in text
+
+
+def test_a_label_that_is_a_link_to_nothing(run: Run, tmp_path: Path, write_cases: Callable[..., Path]) -> None:
+    data = write_cases(tmp_path / "annex", 5, (32, 32, 32))
+    label = next((data / "labels").iterdir())
+    label.unlink()
+    label.symlink_to(".git/annex/objects/none")
+    status, text = run(data, "-o", tmp_path / "run", *TINY)
+    assert status == 10
+    assert "is a link to nothing" in text
+    assert "annex get" in text
 
 
 @pytest.mark.parametrize("quiet", [False, True])

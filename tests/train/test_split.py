@@ -159,7 +159,20 @@ def test_hold_out_is_fixed_by_names_and_seed(tmp_path: Path) -> None:
     assert roles(choose_split(dataset, 2, None, 7))[::2] == (["p4", "p5"], ["p6", "p9"])
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_scans_without_any_label(tmp_path: Path) -> None:
+    with pytest.raises(SegError, match="none of the 4 scans has a label") as caught:
+        choose_split(discover([pairs(tmp_path, unlabeled=("u1", "u2", "u3", "u4"))]), None, None, 0)
+    assert "labels/" in caught.value.fix
+
+
+def test_names_that_would_make_one_patient_of_all_scans(tmp_path: Path) -> None:
+    dataset = discover([pairs(tmp_path, *(f"study2_scan_0{n}" for n in range(6)))])
+    assert len({case.patient for case in dataset.cases}) == 6
+    assert any("study2" in note for note in dataset.notes)
+    assert len(choose_split(dataset, None, None, 0).labeled) == 5
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
 def test_too_few_patients_to_hold_one_out(tmp_path: Path, count: int) -> None:
     ids = [f"p{n}_frame0{f}" for n in range(count) for f in (1, 2)]
     dataset = discover([pairs(tmp_path, *ids, unlabeled=("u1", "u2", "u3", "u4"))])
