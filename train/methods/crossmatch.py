@@ -28,7 +28,11 @@ from before networks began with mostly background, see `networks.prior`):
   running statistics of clean, weakly augmented scans alone: 82.5 after 81.3.
 * Weights of 0.3 in the place of 1: 84.6 after 84.4. The gap of 0.25 was not measured by itself.
 
-@@"""
+Since then, over three seeds with 800 steps: 85.4 +- 0.2 with 10 labels, supervised 84.6 +- 0.1; 86.2 +- 0.3 with 20,
+supervised 86.5 +- 0.3, of 87.5 with all 200. Length makes it pay: with 2400 steps and 20 labels 87.0 +- 0.3, supervised
+86.6 +- 0.1, of 88.4; on the left atrium with 8 labels 89.8, supervised 89.0 (one seed). Two labelled windows a step in
+the place of four make it a seventh faster: 85.4 +- 0.4 with 10 labels, 86.0 +- 0.7 with 20.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -64,7 +68,7 @@ from .streams import (
 class CrossMatchConfig(MethodConfig):
     """The method's settings; the defaults are the `fast` preset."""
 
-    labeled_batch: int = 2
+    labeled_batch: int = 4
     unlabeled_batch: int = 2
     dropout: float = 0.1  # paper and official: 0.5
     ip_weight: float = 0.3  # equation 12: 1
