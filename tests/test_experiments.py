@@ -247,12 +247,14 @@ def test_every_ablation_is_an_option_of_the_method() -> None:
     assert all(own)
 
 
-def test_every_row_of_hstfs_ablations_can_be_trained() -> None:
+def test_every_row_of_ablations_can_be_trained() -> None:
     """Each names options and networks that exist, and rows of one table differ."""
     from ablations import ABLATIONS, variants
     from trainings import config_of, parse_method
 
     tables = {name: variants(ablation, "crossmatch:paper") for name, ablation in ABLATIONS.items() if ablation.methods}
+    readings = [config_of(method) for method in tables.pop("reading").values()]
+    assert [(config.threshold, config.threshold_ramp) for config in readings] == [(0.85, False), (0.85, True)]
     assert list(tables) == [
         *("hstf-methods", "hstf-parts", "hstf-scale", "hstf-rounds", "hstf-weights", "hstf-statistics"),
         *("hstf-streams", "hstf-attention", "hstf-design", "hstf-backbones"),
