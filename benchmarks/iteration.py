@@ -95,7 +95,6 @@ def main() -> None:
     parser.add_argument("--official", type=Path, metavar="CHECKOUT", help="of AiEson/CrossMatch")
     parser.add_argument("--loading", action="store_true", help="the step alone against the step with its loading")
     parser.add_argument("--data", help="real scans: a data set in SEG_DATA, or a folder; default: phantoms")
-    parser.add_argument("--spacing", type=float, help="of real scans, mm; default: the plan's")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--compile", action="store_true", help="each of our rows also through torch.compile")
@@ -178,7 +177,7 @@ def take_turns(names: list[str], options: argparse.Namespace) -> tuple[dict[str,
         raise SystemExit(f"{name} ended; see its message above")
 
     common = {key: getattr(options, key) for key in ("device", "precision", "window", "width", "clock")}
-    common |= {"volumes": 2 if options.smoke else VOLUMES, "spacing": options.spacing}
+    common |= {"volumes": 2 if options.smoke else VOLUMES}
     common["data"] = options.data and str(options.data if Path(options.data).is_dir() else env.DATA / options.data)
     held = tempfile.TemporaryDirectory()  # mapped volumes
     common["folder"] = held.name

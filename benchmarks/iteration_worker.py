@@ -165,8 +165,9 @@ def scans(setting: dict[str, Any]) -> list[Any]:
     from seg.train.settings import Settings
 
     cpu = device_of("cpu")
-    settings = Settings((setting["data"],), "", spacing=setting["spacing"] and (setting["spacing"],) * 3)
-    job = prepare_job(settings, lambda _: None, Engine(cpu, precision_of("fp32", cpu), False, Processes()))
+    job = prepare_job(
+        Settings((setting["data"],), ""), lambda _: None, Engine(cpu, precision_of("fp32", cpu), False, Processes())
+    )
     store = Store(Path(setting["folder"]) / str(os.getpid()))
     return prepare_all(job.split.labeled, job.spec, store.put if setting["row"].endswith(MAPPED) else packed)
 

@@ -138,7 +138,6 @@ def _intensity(image: Tensor, spec: WeakAugmentation, generator: torch.Generator
     centred = centred.sign() * centred.abs().clamp_min(1e-6) ** torch.exp(spec.contrast * gamma)
     image = centred * torch.exp(spec.contrast * gain) + mean + spec.brightness * offset
     if spec.noise:
-        image = image + normal(generator, *image.shape) * (spec.noise * (noise + 1) / 2).clamp_min(0) ** 2 / max(
-            spec.noise, 1e-6
-        )
+        strength = (spec.noise * (noise + 1) / 2).clamp_min(0) ** 2 / max(spec.noise, 1e-6)
+        image = image + normal(generator, *image.shape) * strength
     return image

@@ -17,7 +17,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from seg.infer.errors import Exit, SegError
@@ -128,9 +128,6 @@ def discover(folders: Sequence[str], cine: bool = False) -> Dataset:
     if problems:
         fix = "give each case one name, the same for image and label"
         raise refusal("CASES", folders[0], f"{len(problems)} problems: " + "; ".join(problems), fix)
-    if len(cases) > 1 and len({case.patient for case in cases}) == 1 and all(case.frame is None for case in cases):
-        notes.append(f"names alone would make all scans one patient's ({cases[0].patient}): each counts as a patient")
-        cases = [replace(case, patient=case.id) for case in cases]
     splits = tuple(path for f in folders if os.path.isfile(path := os.path.join(f, "splits.json")))
     return Dataset(tuple(sorted(cases, key=lambda c: c.id)), labels, channels, splits, tuple(notes))
 

@@ -6,8 +6,9 @@ Every process draws for the batch of all, from one seed, and takes its own rows:
 from collections.abc import Callable
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+
+from .processes import joined
 
 
 def uniform(generator: torch.Generator, count: int, *shape: int) -> Tensor:
@@ -21,7 +22,6 @@ def normal(generator: torch.Generator, count: int, *shape: int) -> Tensor:
 
 
 def _rows(draw: Callable[..., Tensor], generator: torch.Generator, count: int, shape: tuple[int, ...]) -> Tensor:
-    shared = dist.is_available() and dist.is_initialized()
-    size, rank = (dist.get_world_size(), dist.get_rank()) if shared else (1, 0)
-    drawn = draw(size * count, *shape, generator=generator, device=generator.device)
-    return drawn[rank * count : (rank + 1) * count]
+    own = joined()
+    drawn = draw(own.size * count, *shape, generator=generator, device=generator.device)
+    return drawn[own.rank * count : (own.rank + 1) * count]

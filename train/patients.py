@@ -10,6 +10,11 @@ _VISIT = re.compile(
 )
 
 
+def names_subject(case_id: str) -> bool:
+    """Whether an id says whose scan it is (BIDS, BraTS), so that nothing has to be guessed."""
+    return _SUBJECT.fullmatch(case_id) is not None
+
+
 def patient_of(case_id: str) -> str:
     """The patient a case id belongs to.
 

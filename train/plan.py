@@ -137,10 +137,7 @@ def plan(
     """
     facts = sorted(facts, key=lambda fact: fact.id)
     values = sorted({0, *(label_names or ()), *(value for fact in facts for value in fact.class_voxels)})
-    if dims == 3 and (flat := next((fact for fact in facts if min(fact.shape) == 1), None)):
-        found = f"{flat.id} is a single slice, {times(flat.shape)} voxels"
-        raise refusal("PLAN", "", found, "use --network unet2d, which takes slices", "volumes")
-    _judge_choices(facts, values, spacing, width, channel_names)
+    _judge_choices(facts, values, spacing, width, channel_names, dims)
     orientation = "RAS" if dims == 3 else slice_orientation(facts)
     facts = facts if orientation == "RAS" else [_across_last(fact) for fact in facts]
     grid, grid_notes = _grid(facts, spacing, orientation, dims)
@@ -296,7 +293,11 @@ def _judge_choices(
     spacing: Sequence[float | None] | None,
     width: int | None,
     channel_names: Sequence[str] | None,
+    dims: int,
 ) -> None:
+    if dims == 3 and (flat := next((fact for fact in facts if min(fact.shape) == 1), None)):
+        found = f"{flat.id} is a single slice, {times(flat.shape)} voxels"
+        raise refusal("PLAN", "", found, "use --network unet2d, which takes slices", "volumes")
     if not facts or len(values) < 2:
         raise refusal("PLAN", "", "no class besides the background", "give at least one labelled case")
     number = len(facts[0].channels)

@@ -93,7 +93,7 @@ def join(device: torch.device) -> Processes:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    return Processes(dist.get_rank(), size)
+    return joined()
 
 
 @contextmanager
@@ -135,9 +135,16 @@ class _Sum(torch.autograd.Function):
         return total
 
 
+def joined() -> Processes:
+    """This process among those that `join` connected; alone without."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return Processes()
+    return Processes(dist.get_rank(), dist.get_world_size())
+
+
 def summed(value: Tensor) -> Tensor:
     """The sum of a tensor over all processes, differentiable; itself in a single process."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if joined().size == 1:
         return value
     return cast(Tensor, _Sum.apply(value))  # type: ignore[no-untyped-call]
 
@@ -145,11 +152,12 @@ def summed(value: Tensor) -> Tensor:
 def reversed_batch(value: Tensor) -> Tensor:
     """This process's rows (B, ...) of the batch of all in reverse order, without gradient: partners to mix with."""
     value = value.detach()
-    if not (dist.is_available() and dist.is_initialized()):
+    own = joined()
+    if own.size == 1:
         return value.flip(0)
-    parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+    parts = [torch.empty_like(value) for _ in range(own.size)]
     dist.all_gather(parts, value.contiguous())
-    return parts[-1 - dist.get_rank()].flip(0)
+    return parts[-1 - own.rank].flip(0)
 
 
 class _SharedBatchNorm(_BatchNorm):

@@ -87,8 +87,13 @@ def refuse_run(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically."""
+    """Write JSON atomically. Raises SegError, E-OUT-FULL, when there is no room."""
     _replace(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text atomically. Raises SegError, E-OUT-FULL, as `write_json` does."""
+    _replace(path, text.encode())
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from seg.infer.errors import Exit
 
 from .cases import Case, Dataset, load_json, refusal
+from .patients import names_subject
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,18 @@ def choose_split(dataset: Dataset, labeled: int | None, split_file: str | None, 
         found = f"{len(dataset.split_files)} splits.json: {', '.join(dataset.split_files)}"
         raise refusal("SPLIT", dataset.split_files[0], found, "name one with --split", "one")
     if split_file is not None:
-        return _from_split(dataset, load_split(split_file), split_file, labeled, seed)
+        return _from_split(_believed(dataset), load_split(split_file), split_file, labeled, seed)
     if own is not None:
-        return _from_split(dataset, own, dataset.split_files[0], labeled, seed)
+        return _from_split(_believed(dataset), own, dataset.split_files[0], labeled, seed)
     return _hold_out(dataset, labeled, seed)
+
+
+def _believed(dataset: Dataset) -> Dataset:
+    """Where names alone make all scans one patient's, a split that somebody wrote knows better: each is its own."""
+    guessed = all(case.frame is None and not names_subject(case.id) for case in dataset.cases)
+    if len({case.patient for case in dataset.cases}) > 1 or not guessed:
+        return dataset
+    return replace(dataset, cases=tuple(replace(case, patient=case.id) for case in dataset.cases))
 
 
 def load_split(path: str) -> dict[str, list[str]]:
@@ -129,7 +138,8 @@ def _hold_out(dataset: Dataset, labeled: int | None, seed: int) -> Split:
         fix = "put each label into labels/ under its image's name, or give an nnU-Net folder"
         raise refusal("NOLABEL", "", f"none of the {len(dataset.cases)} scans has a label", fix)
     if len(order) < 4:
-        found = f"{len(order)} labelled patients ({len(with_label)} scans) and no split"
+        whose = f"{len(with_label)} scans, by their names of {', '.join(order)}"
+        found = f"{len(order)} labelled patients ({whose}) and no split"
         raise refusal("FEW", "", found, "say with --split FILE which ones validate", "at least 4 to hold one out")
     held = set(order[: max(1, round(len(order) / 5))])
     val = {case for case in with_label if case.patient in held}

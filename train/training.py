@@ -42,6 +42,7 @@ from .run import (
     refuse_run,
     set_aside,
     write_json,
+    write_text,
 )
 from .sampling import Sample
 from .settings import Settings, override
@@ -131,7 +132,7 @@ def _begin(
         refuse_changes(folder, job.config)
     else:
         write_json(folder / CONFIG, job.config)
-        (folder / "plan.txt").write_text(job.plan.describe() + "\n")
+        write_text(folder / "plan.txt", job.plan.describe() + "\n")
     volumes = folder / VOLUMES
     shutil.rmtree(volumes, ignore_errors=True)  # of a run that was killed
     held.callback(shutil.rmtree, volumes, ignore_errors=True)

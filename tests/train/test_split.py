@@ -166,10 +166,18 @@ def test_scans_without_any_label(tmp_path: Path) -> None:
 
 
 def test_names_that_would_make_one_patient_of_all_scans(tmp_path: Path) -> None:
-    dataset = discover([pairs(tmp_path, *(f"study2_scan_0{n}" for n in range(6)))])
-    assert len({case.patient for case in dataset.cases}) == 6
-    assert any("study2" in note for note in dataset.notes)
-    assert len(choose_split(dataset, None, None, 0).labeled) == 5
+    """Nothing is held out by a guess, but a split that somebody wrote is believed; not against BIDS names."""
+    ids = [f"study2_scan_0{n}" for n in range(6)]
+    dataset = discover([pairs(tmp_path / "guessed", *ids)])
+    with pytest.raises(SegError, match=r"1 labelled patients \(6 scans, by their names of study2\)"):
+        choose_split(dataset, None, None, 0)
+    split = choose_split(dataset, None, write_json(tmp_path, "s.json", {"train": ids[:4], "val": ids[4:]}), 0)
+    assert roles(split)[::2] == (ids[:4], ids[4:])
+    said = [f"sub-01_ses-{n}" for n in range(4)]
+    path = write_json(tmp_path, "bids.json", {"train": said[:3], "val": said[3:]})
+    with pytest.raises(SegError) as caught:
+        choose_split(discover([pairs(tmp_path / "bids", *said)]), None, path, 0)
+    assert caught.value.code == "E-DATA-OVERLAP"
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
