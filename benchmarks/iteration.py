@@ -37,7 +37,7 @@ from typing import Any
 
 import environment as env
 import iteration_worker
-from iteration_worker import COMPILED, LOADING, MAPPED, OFFICIAL_ROW
+from iteration_worker import COMPILED, GRAPHS, LOADING, MAPPED, OFFICIAL_ROW
 
 UNIT = "supervised,labeled_batch=4"
 # The second is `fast` at the paper's batch.
@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--compile", action="store_true", help="each of our rows also through torch.compile")
+    parser.add_argument("--graphs", action="store_true", help="each of our rows also as CUDA graphs; needs a GPU")
     parser.add_argument("--window", default="64,64,48")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--runs", type=int, default=8)
@@ -118,6 +119,8 @@ def main() -> None:
             names.insert(0, UNIT)
         if options.compile:
             names = [name for row in names for name in (row, row + COMPILED)]
+        if options.graphs:
+            names += [row + GRAPHS for row in names if not row.endswith(COMPILED)]
         names += [OFFICIAL_ROW] if options.official else []
     if options.at_once and not options.loading:
         seconds, facts = in_groups(names, options)
@@ -221,7 +224,7 @@ def iteration_table(names: list[str], seconds: dict[str, list[float]], facts: di
     ]
     lines = []
     for name in names:
-        row = name.removesuffix(COMPILED)
+        row = name.removesuffix(COMPILED).removesuffix(GRAPHS)
         method = "crossmatch" if row == OFFICIAL_ROW else row.split(":")[0].split(",")[0]
         paper = PAPER.get(method)
         fact, own = facts[name], seconds[name]

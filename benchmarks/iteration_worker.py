@@ -15,7 +15,7 @@ import environment as env
 from trainings import config_of, parse_method
 
 OFFICIAL_ROW = "official"
-LOADING, MAPPED, COMPILED = " + loading", " + loading, mapped", " + compiled"
+LOADING, MAPPED, COMPILED, GRAPHS = " + loading", " + loading, mapped", " + compiled", " + CUDA graphs"
 
 
 def serve(setting: dict[str, Any]) -> None:
@@ -35,7 +35,6 @@ class Row:
         import torch
 
         from seg.train.device import device_of, keep_freed_memory, precision_of
-        from seg.train.step import compile_network
 
         self.device = device_of(setting["device"])
         self.precision = precision_of(setting["precision"], self.device)
@@ -52,8 +51,8 @@ class Row:
             self._ours(setting)
         self._resident = env.resident_bytes()
         self.flop = count(self._count)
-        if setting["row"].endswith(COMPILED):
-            compile_network(self._network)
+        if setting["row"].endswith((COMPILED, GRAPHS)):
+            self._step.compile(graphs=setting["row"].endswith(GRAPHS))
 
     def _official(self, setting: dict[str, Any]) -> None:
         from official import official_step
@@ -75,7 +74,7 @@ class Row:
         method = make_method(setting["row"].split(" + ")[0], setting["width"])
         self._network = method.student
         self._trained = [p for phase in method.phases for p in method.trainable(phase)]
-        step = Step(method.train(), 1000, self.device, self.precision)
+        self._step = step = Step(method.train(), 1000, self.device, self.precision)
         config = method.config
         loader = make_loader(setting, self.device, config.labeled_batch, config.unlabeled_batch)
         fixed, done = loader.load(0).batch, 500  # from the middle of a run: all losses weigh in

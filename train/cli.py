@@ -14,7 +14,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 WORTH = 0.001  # of Dice, from which on the largest component alone is advised; no class may lose more
 FLAGS = {"compiled": "compile", "options": "set"}  # whose parameters have other names
-EVALUATION = {"data", "output", "evaluate", "cases", "split", "device", "quiet", "debug"}  # what --evaluate takes
+SETTINGS = {"compiled": "compile", "graphs": "compile"}  # likewise
+EVALUATION = {"data", "output", "evaluate", "cases", "split", "overwrite", "device", "quiet", "debug"}  # its flags
 
 
 def _triple(text: str | None, kind: type) -> Any:
@@ -41,7 +42,7 @@ def seg_train(
     preset: Annotated[str | None, typer.Option(help="Named settings of the method; crossmatch: paper, official, fast; hstf_crossmatch: all.")] = None,
     distill: Annotated[str | None, typer.Option(metavar="TEACHER", help="Learn from a trained run, an exported file or a shipped model: a smaller student, see --width.")] = None,
     network: Annotated[str, typer.Option(help="vnet, hstf (CNN and transformer) or hstf_s, its smaller size; for slices unet2d or hstf2d.")] = "vnet",
-    labeled: Annotated[int | None, typer.Option(metavar="N", help="Use N labelled cases, the other training cases as unlabelled.")] = None,
+    labeled: Annotated[int | None, typer.Option(metavar="N", help="Use the labels of N patients, or labeledN of the split; the others are unlabelled.")] = None,
     split: Annotated[str | None, typer.Option(metavar="FILE", help="JSON with labeledN, train, unlabeled, val. Default: splits.json in DATA.")] = None,
     iterations: Annotated[int | None, typer.Option(min=1)] = None,
     spacing: Annotated[str | None, typer.Option(metavar="MM", help="Network grid: one number or R,A,S in mm.")] = None,
@@ -50,6 +51,7 @@ def seg_train(
     device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="torch.compile: a minute or more at the start, faster steps. Needs a C++ compiler.")] = False,
+    graphs: Annotated[bool, typer.Option("--graphs", help="--compile with CUDA graphs: for small windows on a GPU.")] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     name: Annotated[str | None, typer.Option(help="Name of the model. Default: the folder's.")] = None,
     validate_every: Annotated[int | None, typer.Option(min=0, metavar="STEPS", help="0: at the end alone.")] = None,
@@ -58,6 +60,7 @@ def seg_train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in RUN exactly.")] = False,
     evaluate: Annotated[str | None, typer.Option("--evaluate", metavar="MODEL", help="Train nothing: score a run folder or an exported model on DATA, results into RUN.")] = None,
     cases: Annotated[Literal["val", "test", "all"], typer.Option(help="With --evaluate: cases of the split, or all that have a label.")] = "val",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="With --evaluate: replace an evaluation in RUN.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     version: version_option = False,
@@ -67,19 +70,21 @@ def seg_train(
     with guarded("seg-train", debug):
         if evaluate is not None:
             _refuse_flags(given - EVALUATION, "--evaluate does not take")
-            _evaluate(evaluate, data, output, cases, split, device, quiet)
+            if cases == "all":
+                _refuse_flags(given & {"split"}, "--cases all does not take")
+            _evaluate(evaluate, data, output, cases, split, overwrite, device, quiet)
             return
-        _refuse_flags(given & {"cases"}, "without --evaluate there is no")
+        _refuse_flags(given & {"cases", "overwrite"}, "without --evaluate there is no")
         from .settings import Settings
 
         settings = Settings(
             tuple(data), output, name, method, preset, network, labeled, split, iterations,
             _triple(spacing, float), _triple(window, int), width, device, cast(Any, precision), seed, validate_every,
-            compiled,
+            "graphs" if graphs else compiled,
             distill=distill,
         )  # fmt: skip
         if config is not None:
-            settings = settings.with_file(config, {FLAGS.get(name, name) for name in given})
+            settings = settings.with_file(config, {SETTINGS.get(name, name) for name in given})
         settings = settings.with_options(options or ())
         _refuse_unknown(settings.checked())
         _train(settings, resume, quiet or os.environ.get("RANK", "0") != "0")  # of torchrun's processes one talks
@@ -120,7 +125,7 @@ def _train(settings: Any, resume: bool, quiet: bool) -> None:
 
 
 def _evaluate(
-    model: str, data: list[str], output: str, cases: Any, split: str | None, device: str, quiet: bool
+    model: str, data: list[str], output: str, cases: Any, split: str | None, overwrite: bool, device: str, quiet: bool
 ) -> None:
     from .score import score
 
@@ -131,7 +136,7 @@ def _evaluate(
         def tick(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total, description="cases")
 
-        result = score(model, data, output, cases, split=split, device=device, say=tell, tick=tick)
+        result = score(model, data, output, cases, split=split, overwrite=overwrite, device=device, say=tell, tick=tick)
     _tell_result(result, tell, "seg-export" if os.path.isdir(model) else "seg-infer")
     tell(f"every case: {output}/validation.csv, the worst: {output}/worst-cases.png")
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from .ranges import refuse_out_of_range
 from .run import load_checkpoint, read_config
 from .settings import Settings, override
 from .split import Split
+from .step import Compiled
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Engine:
 
     device: torch.device
     precision: torch.dtype
-    compiled: bool
+    compiled: Compiled
     processes: Processes
 
     def as_dict(self) -> dict[str, Any]:
@@ -118,6 +119,10 @@ def method_config(settings: Settings) -> MethodConfig:
             "E-CONFIG", Exit.USAGE, "", f"{settings.method} has no preset {settings.preset}", f"use one of: {known}"
         )
     network: Any = NETWORKS[settings.network]
+    for table, of in (("augmentation", WeakAugmentation), ("loop", LoopConfig)):
+        if strayed := sorted(settings.method_options.keys() & {f.name for f in fields(of)}):
+            found, fix = f"{settings.method} has no {strayed[0]}", f"that is {table}.{strayed[0]}"
+            raise SegError("E-CONFIG", Exit.USAGE, "", found, f"{fix}, or in [{table}] of a file")
     options = default_options(settings.method, settings.preset, network.dims) | settings.method_options
     return override(METHODS[settings.method].Config(), options, "method")
 

@@ -173,7 +173,7 @@ def free_memory(device: torch.device) -> int:
 
 def length_unit(path: str) -> str:
     """ "mm", or "voxel" for a NIfTI file whose voxel sizes were lost."""
-    return "mm" if not path.endswith((".nii", ".nii.gz")) or inspect(path).size_known else "voxel"
+    return "mm" if not path.lower().endswith((".nii", ".nii.gz")) or inspect(path).size_known else "voxel"
 
 
 def _mean(per_case: dict[str, Any], labels: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from .processes import Processes
+from .run import METRICS, TENSORBOARD
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -19,8 +20,8 @@ class Log:
         if processes.first:
             from torch.utils import tensorboard
 
-            self._file = open(folder / "metrics.jsonl", "a")  # noqa: SIM115 - open for the whole run
-            self._writer = tensorboard.SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+            self._file = open(folder / METRICS, "a")  # noqa: SIM115 - open for the whole run
+            self._writer = tensorboard.SummaryWriter(str(folder / TENSORBOARD), purge_step=step)
 
     def __enter__(self) -> "Log":
         return self

@@ -28,8 +28,8 @@ from .methods import Method
 from .optim import learning_rate
 from .processes import Processes
 from .refinement import Refinement
-from .run import save_checkpoint, truncate_metrics
-from .step import Step
+from .run import METRICS, save_checkpoint, truncate_metrics
+from .step import Compiled, Step
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Loop:
         device: torch.device,
         precision: torch.dtype,
         *,
-        compiled: bool = False,
+        compiled: Compiled = False,
         processes: Processes | None = None,
         refinement: Refinement | None = None,
         validate: Callable[[torch.nn.Module, int], dict[str, Any]] | None = None,
@@ -127,7 +127,7 @@ class Loop:
             self.refinement.restore(self.step)
             self.loader.use(self.refinement.bank)
         if self.processes.first:
-            truncate_metrics(self.folder / "metrics.jsonl", self.step)
+            truncate_metrics(self.folder / METRICS, self.step)
 
     def run(self) -> None:
         """Train to the end. On SIGINT or SIGTERM: save, then raise SegError with that signal's exit status."""

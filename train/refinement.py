@@ -35,11 +35,11 @@ from .evaluate import ModuleBackend
 from .methods import Method
 from .processes import Processes
 from .report import write_picture
-from .run import write_json
+from .run import REFINEMENT, write_json
 from .sampling import Sample
 from .strong import gaussian_blur
 
-FOLDER, PICTURE = "refinement", "rounds.png"
+PICTURE = "rounds.png"
 ONE_PASS = 1 << 23  # voxels; larger scans are predicted in windows
 
 Truth = Callable[[str], "NDArray[np.uint8] | None"]
@@ -86,7 +86,7 @@ class Refinement:
         truth: Truth = lambda _: None,
     ) -> None:
         self.method, self.rules, self.unlabeled, self.spec = method, rules, unlabeled, spec
-        self.folder, self.device, self.precision = folder / FOLDER, device, precision
+        self.folder, self.device, self.precision = folder / REFINEMENT, device, precision
         self.processes, self.truth = processes, truth
         self.classes = len(spec.labels)
         masks = [sample.label for sample in labeled if sample.label is not None]

@@ -15,12 +15,12 @@ from seg.infer.spec import ModelSpec
 
 from .evaluate import Evaluation, Worst
 from .prepare import load_label, load_volume
-from .run import write_json
+from .run import VALIDATION, write_json
 
 if TYPE_CHECKING:
     from PIL import Image
 
-VALIDATION, TABLE, WORST_CASES, CURVES = "validation.json", "validation.csv", "worst-cases.png", "curves.png"
+TABLE, WORST_CASES, CURVES = "validation.csv", "worst-cases.png", "curves.png"
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation, spec: ModelSpec, facts: Mapping[str, Any]) -> dict[str, Any]:

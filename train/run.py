@@ -13,6 +13,7 @@ tensorboard/      the same curves
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +23,8 @@ import torch
 
 from seg.infer.errors import Exit, SegError
 
-CONFIG, VOLUMES = "config.json", ".volumes"
+CONFIG, PLAN, VOLUMES = "config.json", "plan.txt", ".volumes"
+METRICS, VALIDATION, TENSORBOARD, REFINEMENT = "metrics.jsonl", "validation.json", "tensorboard", "refinement"
 CHECKPOINT, PREVIOUS, DAMAGED = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.damaged.pt"
 
 
@@ -69,21 +71,31 @@ def refuse_data_folder(folder: Path, data: Sequence[str]) -> None:
 def refuse_folder(folder: Path, data: Sequence[str], resume: bool) -> None:
     """Before anything is written: a run among the scans, over other files, or continued from nothing."""
     refuse_data_folder(folder, data)
-    if not resume:
+    begun = (folder / CONFIG).exists()
+    if not resume and begun:
         refuse_run(folder)
+    elif not resume:
         with suppress(OSError):  # absent is fine, and `locked` tells the rest
             if any(not path.name.startswith(".") for path in folder.iterdir()):
                 found, fix = "holds other files and no run", "choose an empty or a new folder"
                 raise SegError("E-RUN-EXISTS", Exit.OUTPUT, str(folder), found, fix)
-    elif not (folder / CONFIG).exists():
+    elif not begun:
         raise SegError("E-RUN-NONE", Exit.MODEL, str(folder), "nothing to resume", "train without --resume")
 
 
 def refuse_run(folder: Path) -> None:
-    """Of a run that is there already."""
-    if (folder / CONFIG).exists():
+    """Of a run that is there already, unless it ended before its first checkpoint: a new one begins where it did."""
+    if any((folder / name).exists() for name in (CHECKPOINT, PREVIOUS, DAMAGED, VALIDATION)):
         fix = "continue it with --resume, or choose another folder"
         raise SegError("E-RUN-EXISTS", Exit.OUTPUT, str(folder), "a run is here already", fix)
+
+
+def clear(folder: Path) -> None:
+    """Remove what a run without a checkpoint has left."""
+    for name in (METRICS, PLAN, CONFIG):
+        (folder / name).unlink(missing_ok=True)
+    for name in (TENSORBOARD, REFINEMENT):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def write_json(path: Path, content: Any) -> None:

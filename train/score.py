@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from seg.infer.artifact import load, resolve
+from seg.infer.atomic import refuse_existing
 from seg.infer.backends import Backend, engine_for, open_backend
 from seg.infer.errors import Exit, SegError, printable
 from seg.infer.machine import available_memory
@@ -20,8 +21,9 @@ from .config import trained_method
 from .device import device_of
 from .evaluate import WORST, ModuleBackend, evaluate, free_memory
 from .report import write_evaluation
-from .run import CONFIG, refuse_data_folder
+from .run import CONFIG, VALIDATION, refuse_data_folder
 from .split import Split, load_split
+from .window import times
 
 Which = Literal["val", "test", "all"]
 
@@ -51,6 +53,7 @@ def score(
     which: Which = "val",
     *,
     split: str | None = None,
+    overwrite: bool = False,
     device: str = "auto",
     say: Callable[[str], None] = lambda _: None,
     tick: Callable[[int, int], None] = lambda *_: None,
@@ -61,18 +64,21 @@ def score(
     ----------
     model : run folder, artifact, or name of a shipped model.
     output : folder to write into; not a run and not among the scans.
+    overwrite : replace an evaluation that is there already.
     which : "val": the split's validation cases, or without a split those that validated the run; "test": those of the
         split; "all": every labelled case.
     tick : called with (finished cases, cases).
 
     Raises
     ------
-    SegError : E-DATA-* when cases are missing, faulty, or not the model's; and what loading and computing raise.
+    SegError : E-OUT-EXISTS without `overwrite`; E-DATA-* when cases are missing, faulty, or not the model's; and what
+        loading and computing raise.
     """
     folder = Path(output)
     refuse_data_folder(folder, data)
     if (folder / CONFIG).exists():
         raise SegError("E-RUN-EXISTS", Exit.OUTPUT, output, "is a run", "choose another folder, such as one inside it")
+    refuse_existing(str(folder / VALIDATION), overwrite)
     dataset = discover(data)
     opened = _open(model, device, say)
     with closing(opened.backend):
@@ -85,7 +91,8 @@ def score(
             raise SegError("E-OUT-DIR", Exit.OUTPUT, output, what, fix) from error
         seen = sorted(case.id for case in cases if case.id in opened.trained)
         if seen:
-            say(f"warning: {len(seen)} of the {len(cases)} cases were trained on: {', '.join(seen[:5])}")
+            few = ", ".join(seen[:5])
+            say(f"warning: {len(seen)} of the {len(cases)} cases have the names of training cases: {few}")
         done = iter(range(1, len(cases) + 1))
         found = evaluate(
             opened.backend,
@@ -149,7 +156,8 @@ def _check(cases: Sequence[Case], dataset: Dataset, spec: ModelSpec, say: Callab
 
     Raises
     ------
-    SegError : E-DATA-CHECK; E-DATA-LABELS when the data set declares other values than the model's; E-CHANNELS.
+    SegError : E-DATA-CHECK; E-DATA-LABELS when the data set declares other values than the model's; E-CHANNELS;
+        E-GEO-2D for a single slice where the model takes volumes.
     """
     names = dict(zip(spec.label_values, spec.labels, strict=True))
     if dataset.label_names and {0, *dataset.label_names} != set(names):
@@ -160,6 +168,10 @@ def _check(cases: Sequence[Case], dataset: Dataset, spec: ModelSpec, say: Callab
         say(printable(str(finding)))
     checked.stop_on_errors()
     for case in cases:
+        shape = checked.facts[case.id].shape
+        if spec.dims == 3 and min(shape) == 1:
+            found, fix = f"is one slice, {times(shape)} voxels", "give whole scans"
+            raise SegError("E-GEO-2D", Exit.INPUT_REFUSED, case.images[0], found, fix, "3D scans for this model")
         channels = len(checked.facts[case.id].channels)
         if channels != len(spec.channels):
             found, expected = f"{channels} channels", f"{len(spec.channels)}: {', '.join(spec.channels)}"

@@ -23,7 +23,7 @@ class Settings:
     data : folders of cases, united.
     labeled, split : which cases are labelled (see `cases.choose_split`).
     preset : a named set of the method's values (crossmatch: paper, official, fast).
-    compile : through torch.compile.
+    compile : through torch.compile; "graphs": on a GPU as CUDA graphs, too.
     spacing : mm along R, A, S. window : voxels.
     labels : names of the classes in the order of their values, background first, where dataset.json does not tell.
     tiling : "free", or "window" for networks that must not see tiles larger than in training; None: the network's.
@@ -50,7 +50,7 @@ class Settings:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = 0
     validate_every: int | None = None
-    compile: bool = False
+    compile: bool | Literal["graphs"] = False
     labels: tuple[str, ...] | None = None
     tiling: Literal["free", "window"] | None = None
     distill: str | None = None

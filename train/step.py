@@ -5,7 +5,7 @@ It knows nothing of data, files or logging. What is timed as "one iteration" is 
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from .methods import Batch, Method
 from .networks.hstf import attention_parameters
 from .optim import build_optimizer, learning_rate, set_rate
 from .processes import Processes, share_batch_norm
+
+Compiled = bool | Literal["graphs"]
 
 
 class _Losses(nn.Module):
@@ -35,7 +37,8 @@ class Step:
     Parameters
     ----------
     iterations : length of the run, for the learning rate.
-    compiled : through `torch.compile`: minutes at the first step, then faster.
+    compiled : through `torch.compile`: minutes at the first step, then faster; "graphs": replayed as CUDA graphs, for
+        windows so small that starting kernels takes longer than they do.
     """
 
     def __init__(
@@ -45,7 +48,7 @@ class Step:
         device: torch.device,
         precision: torch.dtype,
         *,
-        compiled: bool = False,
+        compiled: Compiled = False,
         processes: Processes | None = None,
     ) -> None:
         self.method, self.iterations, self.device, self.precision = method, iterations, device, precision
@@ -59,8 +62,9 @@ class Step:
             for phase in method.phases
         }
         self._parts: Callable[[Batch, int, str], Iterator[dict[str, Tensor]]] = method.parts
+        self._graphs = False
         if compiled:
-            compile_network(method.student)
+            self.compile(graphs=compiled == "graphs")
         if several:
             # Equal batch statistics and equal gradients keep buffers and parameters equal: nothing is broadcast.
             # What a user cannot change: torch 2.13 renames broadcast_buffers, and channels-last gradients of kernels of
@@ -75,9 +79,17 @@ class Step:
             )
             self._parts = lambda *given: iter([losses(*given)])  # gradients are summed up over processes in one go
 
+    def compile(self, *, graphs: bool) -> None:
+        """Compile the student, see `compiled` above."""
+        self._graphs = graphs
+        compile_network(self.method.student, graphs)
+
     def __call__(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Step number `step` (from 0). Returns the detached losses; nothing waits for the device."""
         found: dict[str, Tensor] = {}
+        if self._graphs:
+            # What graphs have written until now may be overwritten: nothing of the last step is looked at again.
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         for phase, optimizer in self.optimizers.items():
             set_rate(optimizer, learning_rate(self.method.settings(phase), step, self.iterations))
             optimizer.zero_grad(set_to_none=True)
@@ -112,11 +124,12 @@ class Step:
             optimizer.load_state_dict(state["optimizers"][phase])
 
 
-def compile_network(network: nn.Module) -> None:
+def compile_network(network: nn.Module, graphs: bool = False) -> None:
     """Compile both halves of a network for training; evaluation, whose shapes change, keeps the plain ones."""
+    mode = "reduce-overhead" if graphs else None
 
     def replaced(plain: Callable[..., Any]) -> Callable[..., Any]:
-        fast = torch.compile(plain, dynamic=False)  # a few shapes, each for the whole run
+        fast = torch.compile(plain, dynamic=False, mode=mode)  # a few shapes, each for the whole run
 
         def call(*args: Any, **kwargs: Any) -> Any:
             return (fast if network.training else plain)(*args, **kwargs)

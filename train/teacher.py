@@ -18,6 +18,8 @@ from seg.infer.spec import ModelSpec
 
 from .evaluate import ModuleBackend
 
+_OF = {2: "slices", 3: "volumes"}
+
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
@@ -82,7 +84,11 @@ class Teacher:
         SegError : E-TEACHER.
         """
         mine = self.spec
-        if student.label_values != mine.label_values:
+        fix = "train on the data and settings that the teacher was made for"
+        if student.dims != mine.dims:
+            found, expected = (f"a network for {_OF[dims]}" for dims in (student.dims, mine.dims))
+            fix = "choose another --network, or another teacher"
+        elif student.label_values != mine.label_values:
             found, expected = f"the data have the values {student.label_values}", f"the teacher's, {mine.label_values}"
         elif len(student.channels) != len(mine.channels):
             found, expected = f"the scans have {len(student.channels)} channels", f"the teacher's {len(mine.channels)}"
@@ -92,5 +98,4 @@ class Teacher:
             found, expected = f"window {student.window}", f"a multiple of the teacher's stride {mine.stride}"
         else:
             return
-        fix = "train on the data and settings that the teacher was made for"
         raise SegError("E-TEACHER", Exit.INPUT_REFUSED, self.path, found, fix, expected)

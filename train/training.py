@@ -34,7 +34,11 @@ from .refinement import Refinement, Truth
 from .report import CURVES, write_evaluation, write_picture
 from .run import (
     CONFIG,
+    METRICS,
+    PLAN,
+    VALIDATION,
     VOLUMES,
+    clear,
     load_checkpoint,
     locked,
     read_config,
@@ -66,13 +70,15 @@ def train(
 
     Raises
     ------
-    SegError : E-OUT-SAME and E-RUN-EXISTS when the folder is no place for a new run; E-RUN-NONE when there is none to
-        resume; E-RUN-CONFIG when the settings or data differ from the run's; E-PEER when another process of the
-        training ended; and all that preparing and training raise.
+    SegError : E-DEVICE for a device that is not there, or graphs on a CPU; E-OUT-SAME and E-RUN-EXISTS when the folder
+        is no place for a new run; E-RUN-NONE when there is none to resume; E-RUN-CONFIG when settings or data are not
+        the run's; E-PEER when another process of the training ended; and all that preparing and training raise.
     """
     folder = Path(settings.output)
     device = device_of(settings.device)
     processes = join(device)
+    if settings.compile == "graphs" and device.type != "cuda":
+        raise SegError("E-DEVICE", Exit.USAGE, "", "CUDA graphs on a CPU", "leave --graphs out, or use --compile")
     engine = Engine(device, precision_of(settings.precision, device), settings.compile, processes)
     if not processes.first:
         say, report = (lambda _: None), (lambda *_: None)
@@ -86,7 +92,8 @@ def train(
             loop.method.teacher = teacher.logits
         if resume:
             _resume(loop, folder, say)
-        numbers = job.config["engine"]["precision"] + (", compiled" if engine.compiled else "")
+        how = {False: "", True: ", compiled", "graphs": ", CUDA graphs"}[engine.compiled]
+        numbers = job.config["engine"]["precision"] + how
         where = f"{processes.size} processes, {device.type}" if processes.size > 1 else str(device)
         say(f"training on {where} in {numbers}, from step {loop.step}")
         loop.run()
@@ -131,8 +138,9 @@ def _begin(
     if resume:
         refuse_changes(folder, job.config)
     else:
+        clear(folder)
         write_json(folder / CONFIG, job.config)
-        write_text(folder / "plan.txt", job.plan.describe() + "\n")
+        write_text(folder / PLAN, job.plan.describe() + "\n")
     volumes = folder / VOLUMES
     shutil.rmtree(volumes, ignore_errors=True)  # of a run that was killed
     held.callback(shutil.rmtree, volumes, ignore_errors=True)
@@ -151,7 +159,7 @@ def _finish(job: Prepared, folder: Path, loop: Loop, began: float) -> dict[str, 
 
 def _draw_curves(folder: Path, result: dict[str, Any]) -> None:
     """The losses, and the Dice of every validation where there were some before the last."""
-    log = read_log(folder / "metrics.jsonl")
+    log = read_log(folder / METRICS)
     if any("dice" in entry for entry in log):
         log.append({"step": result["step"] - 1, "dice": {k: m["dice"] for k, m in result["mean"].items()}})
     if picture := learning_curves(log):
@@ -189,7 +197,7 @@ def _loop(
 
     def check(network: torch.nn.Module, step: int) -> dict[str, Any]:
         result = validate(network, job.split.val, job.spec, engine.device, engine.precision) | {"step": step}
-        write_json(folder / "validation.json", result)
+        write_json(folder / VALIDATION, result)
         return result
 
     data, rules = Data(labeled, unlabeled or labeled), method.rules()

@@ -147,6 +147,18 @@ def test_bad_flags_exit_2(run: Run, data: Path, tmp_path: Path, flags: list[str]
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.parametrize(("word", "fix"), [("mirror=[0]", "augmentation.mirror"), ("log_every=1", "loop.log_every")])
+def test_a_setting_of_another_table_is_named(run: Run, data: Path, tmp_path: Path, word: str, fix: str) -> None:
+    text = run(data, "-o", tmp_path / "run", "--set", word)[1]
+    assert f"that is {fix}" in text
+
+
+def test_graphs_need_a_gpu(run: Run, data: Path, tmp_path: Path) -> None:
+    status, text = run(data, "-o", tmp_path / "run", "--graphs", *TINY)
+    assert (status, text.count("\n")) == (2, 1)
+    assert "E-DEVICE: CUDA graphs on a CPU" in text
+
+
 def test_networks_of_ablations_are_not_offered(run: Run, data: Path, tmp_path: Path) -> None:
     text = run(data, "-o", tmp_path / "run", "--network", "magic")[1]
     assert "choose from vnet, unet2d, hstf, hstf_s, hstf2d" in " ".join(text.replace("│", " ").split())
@@ -312,6 +324,20 @@ def test_the_lock_of_a_refused_training_is_no_other_file(
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
     image.write_bytes(whole)
     assert run(data, "-o", tmp_path / "run", *TINY)[0] == 0
+
+
+def test_a_run_without_a_checkpoint_can_begin_anew(run: Run, data: Path, tmp_path: Path) -> None:
+    """It would begin at step 0 with --resume, too."""
+    out = tmp_path / "run"
+    assert run(data, "-o", out, "--seed", "1", *TINY)[0] == 0
+    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+        (out / name).unlink(missing_ok=True)
+    assert run(data, "-o", out, *TINY)[0] == 30  # its validation is there
+    (out / "validation.json").unlink()
+    (out / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n')
+    assert run(data, "-o", out, *TINY)[0] == 0
+    assert json.loads((out / "config.json").read_text())["loop"]["seed"] == 0
+    assert '{"step": 1}' not in (out / "metrics.jsonl").read_text()
 
 
 @pytest.mark.parametrize("name", ["none", "empty", "other"])

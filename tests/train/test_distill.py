@@ -228,6 +228,7 @@ def changed_teacher(root: Path, path: Path, **changes: object) -> str:
     [
         (dict(labels=("background", "a"), label_values=(0, 2)), {}, "the data have the values (0, 1, 2), "),
         (dict(channels=("T1", "T2")), {}, "the scans have 1 channels, "),
+        ({}, dict(network="unet2d", window=(16, 16, 1)), "a network for slices, "),
         (dict(tiling="window"), dict(window=(32, 16, 16)), "window (32, 16, 16), "),
         (dict(stride=(32, 32, 32), window=(32, 32, 32)), {}, "window (16, 16, 16), "),
         ({}, dict(spacing=(2.0, 2.0, 2.0)), "spacing (2.0, 2.0, 2.0), "),

@@ -16,12 +16,13 @@ from seg.train.cli import app
 from seg.train.loader import Loader
 from seg.train.methods import METHODS
 from seg.train.networks.vnet import VNet
-from seg.train.step import Step
+from seg.train.step import Compiled, Step
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
+OPTIONS = [["--precision", "fp32"], ["--precision", "bf16"], ["--compile"], ["--graphs"]]
 SMALL = ["--window", "32", "--width", "4", "--iterations", "6", "--device", "cuda"]
 
 
@@ -59,7 +60,7 @@ def test_batches_of_the_side_stream_are_those_made_directly(tmp_path: Path) -> N
         assert torch.equal(loaded.y, expected.y)
 
 
-@pytest.mark.parametrize("options", [["--precision", "fp32"], ["--precision", "bf16"], ["--compile"]], ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("method", ["supervised", "crossmatch"])
 def test_a_run(write_cases: Callable[..., Path], tmp_path: Path, method: str, options: list[str]) -> None:
     data = write_cases(tmp_path / "data", 6, (34, 33, 35), unlabeled=2)
@@ -70,6 +71,26 @@ def test_a_run(write_cases: Callable[..., Path], tmp_path: Path, method: str, op
     steps = [line for line in lines if "lr" in line]
     assert all(torch.tensor(line["supervised"]).isfinite() for line in steps)
     assert 0 <= json.loads((tmp_path / "run" / "validation.json").read_text())["mean"]["foreground"]["dice"] <= 1
+
+
+@pytest.mark.parametrize("how", [True, "graphs"])
+@pytest.mark.parametrize("name", ["supervised", "crossmatch", "mc_net", "bcp", "hstf_crossmatch"])
+def test_compiled_steps_have_the_plain_losses(name: str, how: Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over several steps: what a graph has overwritten too early would show in the second part or the next step."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    device, found = torch.device("cuda"), []
+    config = METHODS[name].Config(dropout=0.0, optimizer="sgd")
+    batch = make_batch(config)
+    for compiled in (False, how):
+        torch.manual_seed(0)
+        method = METHODS[name](VNet(width=2, dropout=0.0), config, 10).to(device).train()
+        step = Step(method, 10, device, torch.float32, compiled=compiled)
+        moved = replace(batch, x=batch.x.to(device), y=batch.y.to(device), u=batch.u.to(device))
+        moved = replace(moved, generator=torch.Generator(device).manual_seed(0))
+        torch.manual_seed(1)
+        found.append([{k: v.item() for k, v in step(moved, number).items()} for number in range(5)])
+    for plain, fast in zip(*found, strict=True):
+        assert fast == pytest.approx(plain, rel=1e-3, abs=1e-5)
 
 
 def test_a_step_can_be_resumed() -> None:

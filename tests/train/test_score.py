@@ -91,7 +91,7 @@ def test_cases_that_were_trained_on_are_named(score: Score, data: Path, trained:
     assert status == 0
     assert len(written(tmp_path)["cases"]) == 6
     assert written(tmp_path)["trained_on"] == 3  # a supervised run sees no unlabelled scan
-    assert "warning: 3 of the 6 cases were trained on" in text
+    assert "warning: 3 of the 6 cases have the names of training cases" in text
 
 
 def test_an_artifact_on_all_cases_and_on_a_split(score: Score, data: Path, artifact: str, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_an_artifact_on_all_cases_and_on_a_split(score: Score, data: Path, artif
     assert 0.9 < mean["dice"] < 1
     path = split(data, {"train": ["scan00"], "val": ["scan01", "scan03"], "test": ["scan02"]})
     for which, ids in (("val", ["scan01", "scan03"]), ("test", ["scan02"])):
-        assert score(data, artifact, "--cases", which, "--split", path)[0] == 0
+        assert score(data, artifact, "--cases", which, "--split", path, "--overwrite")[0] == 0
         assert list(written(tmp_path)["cases"]) == ids
 
 
@@ -153,6 +153,21 @@ def test_faulty_scans_and_other_channels_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_slices_are_no_volumes(score: Score, write_cases: Callable[..., Path], artifact: str, tmp_path: Path) -> None:
+    status, text = score(write_cases(tmp_path / "flat", 2, (16, 16, 1)), artifact, "--cases", "all")
+    assert (status, "E-GEO-2D" in text) == (12, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_is_replaced_when_asked(score: Score, data: Path, artifact: str, tmp_path: Path) -> None:
+    assert score(data, artifact, "--cases", "all")[0] == 0
+    before = (tmp_path / "out" / "validation.json").read_bytes()
+    status, text = score(data, "hippocampus", "--cases", "all")
+    assert (status, "E-OUT-EXISTS" in text) == (30, True)
+    assert (tmp_path / "out" / "validation.json").read_bytes() == before
+    assert score(data, artifact, "--cases", "all", "--overwrite")[0] == 0
+
+
 def test_nothing_of_a_run_or_of_the_data_is_overwritten(score: Score, data: Path, trained: Path) -> None:
     before = (trained / "validation.json").read_bytes()
     status, text = score(data, trained, "-o", trained)
@@ -169,6 +184,7 @@ def test_nothing_of_a_run_or_of_the_data_is_overwritten(score: Score, data: Path
         (["--iterations", "3"], "--evaluate does not take --iterations"),
         (["--resume"], "--evaluate does not take --resume"),
         (["--cases", "some"], "some"),
+        (["--cases", "all", "--split", "none.json"], "--cases all does not take --split"),
     ],
 )
 def test_flags_of_training_are_refused(score: Score, data: Path, trained: Path, flags: list[str], found: str) -> None:

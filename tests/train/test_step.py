@@ -15,7 +15,7 @@ from seg.train.finite import FiniteWatch
 from seg.train.methods import METHODS, Batch, Method
 from seg.train.networks.vnet import VNet
 from seg.train.optim import learning_rate
-from seg.train.step import Step, compile_network
+from seg.train.step import Compiled, Step, compile_network
 
 CPU = torch.device("cpu")
 
@@ -146,10 +146,14 @@ def test_devices_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device.device_of("cpu") == CPU
 
 
-def test_compiled_halves_serve_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("graphs", [False, True])
+def test_compiled_halves_serve_training_alone(graphs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[str] = []
+    modes: set[str | None] = set()
 
-    def compile(function: object, **_: object) -> object:
+    def compile(function: object, mode: str | None, **_: object) -> object:
+        modes.add(mode)
+
         def fast(*args: Tensor) -> object:
             used.append(function.__name__)  # type: ignore[attr-defined]
             return function(*args)  # type: ignore[operator]
@@ -158,21 +162,25 @@ def test_compiled_halves_serve_training_alone(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(torch, "compile", compile)
     network = VNet(width=2)
-    compile_network(network)
+    compile_network(network, graphs)
     x = torch.randn(2, 1, 16, 16, 16)
     network.eval()(x)
     assert used == []
     network.train()(x)
     assert used == ["encode", "decode"]
+    assert modes == {"reduce-overhead" if graphs else None}
     assert set(network.state_dict()) == set(VNet(width=2).state_dict())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["supervised", "crossmatch", "mc_net", "bcp"])
-def test_compiled_steps_have_the_plain_losses(name: str) -> None:
-    """Without dropout, whose random numbers a compiled network draws in its own order."""
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [("supervised", True), ("crossmatch", True), ("crossmatch", "graphs"), ("mc_net", True), ("bcp", True)],
+)
+def test_compiled_steps_have_the_plain_losses(name: str, how: Compiled) -> None:
+    """Without dropout, whose random numbers a compiled network draws in its own order. CPUs replay no graphs."""
     found = []
-    for compiled in (False, True):
+    for compiled in (False, how):
         torch.manual_seed(0)
         config = METHODS[name].Config(dropout=0.0)
         method = METHODS[name](VNet(width=2, dropout=0.0), config, 10).train()
