@@ -87,8 +87,8 @@ def measure(name: str, paths: dict[str, Path], options: argparse.Namespace) -> d
                 given = backend.run(network_inputs([case], spec)[0])
                 errors.append(golden_error(given, logits))
                 labels.append(float((given.argmax(1) == logits.argmax(1)).mean()))
-                mask, truth = segment(load_volume(case), spec, backend), load_label(str(case.label), spec.label_values)
-                truth = np.asarray(spec.label_values)[truth]
+                mask = segment(load_volume(case, len(spec.channels)), spec, backend)
+                truth = np.asarray(spec.label_values)[load_label(str(case.label), spec.label_values)]
                 dice.append(mean(overlap(mask == v, truth == v).dice for v in spec.label_values[1:]))
             engine_found = {"error": max(errors), "labels": mean(labels), "dice": mean(dice)}
             if artifact.golden is not None:

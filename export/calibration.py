@@ -88,7 +88,7 @@ def network_inputs(cases: Sequence[Case], spec: ModelSpec, most_voxels: int | No
     inputs = []
     for case in cases:
         try:
-            x, grids = forward(load_volume(case), spec)
+            x, grids = forward(load_volume(case, len(spec.channels)), spec)
         except ValueError as error:
             raise refusal(
                 "CALIBRATION", case.images[0], str(error), "give scans of the kind that the model takes"

@@ -174,7 +174,7 @@ def _reference(original: Original, path: str, spec: ModelSpec, case: Case) -> Pr
 def _dice(case: Case, spec: ModelSpec, backend: Backend) -> float:
     """Mean over the foreground labels, on the scan's own grid."""
     assert case.label is not None
-    mask = segment(load_volume(case), spec, backend)
+    mask = segment(load_volume(case, len(spec.channels)), spec, backend)
     truth = np.asarray(spec.label_values)[load_label(case.label, spec.label_values)]
     return float(np.mean([overlap(mask == v, truth == v).dice for v in spec.label_values[1:]]))
 

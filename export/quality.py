@@ -82,7 +82,7 @@ def judge(backend: Backend, cases: Sequence[Case], fp32: Sequence[Mask], spec: M
 
 def mask_of(case: Case, spec: ModelSpec, backend: Backend) -> Mask:
     """The mask of a scan on its own grid: the one call of the product's inference path."""
-    return segment(load_volume(case), spec, backend)
+    return segment(load_volume(case, len(spec.channels)), spec, backend)
 
 
 @contextlib.contextmanager

@@ -103,6 +103,7 @@ def check_dataset(
     for case in cases:
         if fact := facts.get(case.id):
             findings += _remarks(case, fact)
+    findings += _channel_counts(cases, facts)
     findings += _label_values(split, facts, label_names, declared)
     findings += _sides(split)
     findings += _copies(split, facts)
@@ -123,6 +124,17 @@ def _remarks(case: Case, fact: CaseFacts) -> list[Finding]:
     if case.label and not any(fact.class_voxels.get(value) for value in fact.class_voxels if value > 0):
         found.append(Finding("warning", "W-DATA-EMPTY", case.label, "the label holds background only"))
     return found
+
+
+def _channel_counts(cases: Sequence[Case], facts: Mapping[str, CaseFacts]) -> list[Finding]:
+    """Cases with other numbers of channels than most."""
+    counts = {case: len(facts[case.id].channels) for case in cases if case.id in facts}
+    usual = max(Counter(counts.values()).items(), key=lambda item: (item[1], item[0]), default=(0, 0))[0]
+    return [
+        _error("CHANNELS", case.images[0], f"{count} channel{'s' * (count > 1)}, most scans have {usual}")
+        for case, count in counts.items()
+        if count != usual
+    ]
 
 
 def _label_values(

@@ -117,7 +117,7 @@ def evaluate(
     for case in cases:
         if case.label is None:
             continue
-        volume = load_volume(case)
+        volume = load_volume(case, len(spec.channels))
         units.add(length_unit(case.images[0]))
         plan = plan_scan(
             volume.shape,

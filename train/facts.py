@@ -115,7 +115,7 @@ def read_facts(case: Case, channels: int) -> tuple[CaseFacts | None, list[SegErr
             volumes.append(scan.volume)
             size_known = size_known and (path == case.label or scan.header.size_known)
         except SegError as error:
-            faults.append(error)
+            faults.append(_of_channels(error) if error.code == "E-NII-4D" else error)
     if faults or signature is None:
         return None, faults
     first = volumes[0]
@@ -130,6 +130,12 @@ def read_facts(case: Case, channels: int) -> tuple[CaseFacts | None, list[SegErr
     if faults:
         return None, faults
     return replace(_facts(case.id, volumes, label, counts, signature), size_known=size_known), []
+
+
+def _of_channels(error: SegError) -> SegError:
+    """How a data set says what the volumes of a 4-D file are: the engine's own hint is a flag of seg-infer."""
+    found = f"{error.found}; if these are channels, name them in dataset.json (channel_names)"
+    return SegError(error.code, error.exit, error.path, found, error.fix, error.expected)
 
 
 def signature_of(case: Case) -> tuple[tuple[str, int, int], ...] | None:

@@ -59,12 +59,13 @@ def prepare_job(
     say(
         f"{len(split.labeled)} labelled, {len(split.unlabeled)} unlabelled, {len(split.val)} validation cases; checking"
     )
-    checked = check_dataset(split, dataset.label_names)
+    channels = len(dataset.channel_names or ()) or 1
+    checked = check_dataset(split, dataset.label_names, channels=channels)
     if settings.labels is not None and dataset.label_names is None:
         values = {0}.union(*(fact.class_voxels for fact in checked.facts.values()))
         declared = label_names(settings, dict.fromkeys(values, ""))
         dataset = replace(dataset, label_names=declared)
-        checked = check_dataset(split, declared, declared="named in labels", cached=checked.facts)
+        checked = check_dataset(split, declared, channels=channels, declared="named in labels", cached=checked.facts)
     for finding in checked.findings:
         say(printable(f"{finding.severity}: {finding.code} {finding.path}: {finding.message}"))
     checked.stop_on_errors()

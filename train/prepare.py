@@ -18,11 +18,16 @@ from .cases import Case
 from .sampling import Sample
 
 
-def load_volume(case: Case) -> Volume:
-    """The case's channels as one volume, on the first channel's grid (the data check has compared the grids)."""
-    volumes = [read(path, channels=1, volume=case.frame).volume for path in case.images]
-    if len(volumes) == 1:
-        return volumes[0]
+def load_volume(case: Case, channels: int = 1) -> Volume:
+    """The case's channels as one volume, on the first channel's grid (the data check has compared the grids).
+
+    Parameters
+    ----------
+    channels : that a case has. A single file holds all of them, one after another in 4-D.
+    """
+    if len(case.images) == 1:
+        return read(case.images[0], channels=channels, volume=case.frame).volume
+    volumes = [read(path, channels=1).volume for path in case.images]
     return Volume(np.concatenate([v.intensities() for v in volumes]), volumes[0].affine)
 
 
@@ -59,7 +64,7 @@ def label_on_network_grid(label: NDArray[np.uint8], grids: Grids, classes: int) 
 
 def prepare(case: Case, spec: ModelSpec) -> Sample:
     """Read, preprocess and label one case."""
-    image, grids = forward(load_volume(case), spec)
+    image, grids = forward(load_volume(case, len(spec.channels)), spec)
     label = None
     if case.label is not None:
         label = label_on_network_grid(load_label(case.label, spec.label_values), grids, len(spec.labels))

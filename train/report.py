@@ -80,7 +80,7 @@ def _caption(worst: Worst, result: Mapping[str, Any]) -> str:
 
 def _picture(worst: Worst, spec: ModelSpec) -> "Image.Image":
     assert worst.case.label is not None
-    volume, values = load_volume(worst.case), spec.label_values
+    volume, values = load_volume(worst.case, len(spec.channels)), spec.label_values
     truth = np.asarray(values, worst.mask.dtype)[load_label(worst.case.label, values)]
     across = Grids.of(volume.shape, volume.affine, spec).turn.axes[2] if spec.dims == 2 else None
     return render(volume, worst.mask, spec.labels, values, truth, across)

@@ -163,7 +163,7 @@ def _check(cases: Sequence[Case], dataset: Dataset, spec: ModelSpec, say: Callab
     if dataset.label_names and {0, *dataset.label_names} != set(names):
         found = f"declares the values {sorted({0, *dataset.label_names})}"
         raise refusal("LABELS", "dataset.json", found, "give data with the model's classes", f"{sorted(names)}")
-    checked = check_dataset(Split((), (), tuple(cases)), names, declared="of the model")
+    checked = check_dataset(Split((), (), tuple(cases)), names, channels=len(spec.channels), declared="of the model")
     for finding in checked.findings:
         say(printable(str(finding)))
     checked.stop_on_errors()
