@@ -143,14 +143,14 @@ def _read_folder(folder: str, problems: list[str], notes: list[str]) -> list[Cas
         fix = "give the folder that holds the scans"
         raise refusal("MISSING", folder, found, fix, LAYOUTS, exit=Exit.INPUT_MISSING)
     cases: list[Case] = []
-    suffixed: bool | None = None  # imagesTs has no labels to tell: it follows imagesTr
+    suffixed: bool | None = None  # imagesTs and unlabeled/ have no labels to tell: they follow imagesTr and labeled/
     for images, labels, optional, nnunet in _pools(folder):
         scans = _nifti_files(images, notes)
         masks = _nifti_files(labels, notes) if labels else []
         if not optional and not labels:  # labeled/ holding X and X_label side by side
             masks = [(n[: -len(e)], p) for n, p in scans for e in LABEL_ENDINGS if n.endswith(e)]
             scans = [(n, p) for n, p in scans if not n.endswith(LABEL_ENDINGS)]
-        if suffixed is None or not nnunet:
+        if suffixed is None or masks:
             suffixed = _is_suffixed(scans, masks, nnunet)
         by_id = case_images(scans, suffixed, problems)
         label_of = dict(masks)

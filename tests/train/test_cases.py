@@ -94,6 +94,14 @@ def test_decathlon_folder_has_no_channel_suffix(tmp_path: Path) -> None:
     assert labelled_ids(discover([touch(tmp_path, *names)])) == {"la_0003": True, "la_0004": False}
 
 
+def test_unlabelled_scans_have_the_channels_of_labelled_ones(tmp_path: Path) -> None:
+    for case in ("labeled/images/a1", "unlabeled/b1"):
+        touch(tmp_path, f"{case}_0000.nii.gz", f"{case}_0001.nii.gz")
+    dataset = discover([touch(tmp_path, "labeled/labels/a1.nii.gz")])
+    assert labelled_ids(dataset) == {"a1": True, "b1": False}
+    assert [len(case.images) for case in dataset.cases] == [2, 2]
+
+
 def test_four_digit_ids_are_not_channels_in_a_plain_folder(tmp_path: Path) -> None:
     assert set(labelled_ids(discover([touch(tmp_path, "images/x_0000.nii.gz", "images/x_0001.nii.gz")]))) == {
         "x_0000",
