@@ -36,9 +36,9 @@ def _triple(text: str | None, kind: type) -> Any:
 @app.command()
 def seg_train(
     ctx: typer.Context,
-    data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Folder(s) of scans: images/ and labels/, labeled/ and unlabeled/, or nnU-Net.")],
+    data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Folder(s) of scans: images/ and labels/, labeled/ and unlabeled/, nnU-Net or Decathlon.")],
     output: Annotated[str, typer.Option("-o", "--output", metavar="RUN", help="Run folder to write.")],
-    method: Annotated[str, typer.Option(help="supervised, crossmatch, hstf, hstf_crossmatch, or one of twelve more; see also --distill.")] = "supervised",
+    method: Annotated[str, typer.Option(help="supervised, crossmatch, hstf, hstf_crossmatch, or one of twelve more, with :PRESET where it has some; see also --distill.")] = "supervised",
     preset: Annotated[str | None, typer.Option(help="Named settings of the method; crossmatch: paper, official, fast; hstf_crossmatch: all.")] = None,
     distill: Annotated[str | None, typer.Option(metavar="TEACHER", help="Learn from a trained run, an exported file or a shipped model: a smaller student, see --width.")] = None,
     network: Annotated[str, typer.Option(help="vnet, hstf (CNN and transformer) or hstf_s, its smaller size; for slices unet2d or hstf2d.")] = "vnet",
@@ -84,7 +84,8 @@ def seg_train(
             distill=distill,
         )  # fmt: skip
         if config is not None:
-            settings = settings.with_file(config, {SETTINGS.get(name, name) for name in given})
+            named = {"preset"} if ":" in method else set()
+            settings = settings.with_file(config, {SETTINGS.get(name, name) for name in given} | named)
         settings = settings.with_options(options or ())
         _refuse_unknown(settings.checked())
         _train(settings, resume, quiet or os.environ.get("RANK", "0") != "0")  # of torchrun's processes one talks

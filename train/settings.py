@@ -22,7 +22,7 @@ class Settings:
     ----------
     data : folders of cases, united.
     labeled, split : which cases are labelled (see `cases.choose_split`).
-    preset : a named set of the method's values (crossmatch: paper, official, fast).
+    preset : a named set of the method's values (crossmatch: paper, official, fast); or method = "crossmatch:paper".
     compile : through torch.compile; "graphs": on a GPU as CUDA graphs, too.
     spacing : mm along R, A, S. window : voxels.
     labels : names of the classes in the order of their values, background first, where dataset.json does not tell.
@@ -61,6 +61,13 @@ class Settings:
     loop: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        name, colon, preset = self.method.partition(":")
+        if colon:
+            if self.preset not in (None, preset):
+                found = f"presets {preset} and {self.preset}"
+                raise SegError("E-CONFIG", Exit.USAGE, "", found, "give one of them")
+            object.__setattr__(self, "method", name)
+            object.__setattr__(self, "preset", preset)
         if self.distill is not None and self.method == "supervised":  # the default
             object.__setattr__(self, "method", "distill")
 

@@ -115,6 +115,8 @@ def test_help_and_version_import_no_torch() -> None:
         ["--device", "abacus"],
         ["--preset", "paper"],
         ["--method", "crossmatch", "--preset", "magic"],
+        ["--method", "crossmatch:magic"],
+        ["--method", "crossmatch:fast", "--preset", "paper"],
         ["--labeled", "0"],
         ["--config", "none.toml"],
         ["--set", "lr"],
@@ -351,6 +353,15 @@ def test_nothing_to_resume(run: Run, data: Path, tmp_path: Path, name: str) -> N
     assert text.startswith("seg-train: error E-RUN-NONE: ")
     assert "nothing to resume" in text
     assert everything(tmp_path) == before
+
+
+def test_a_preset_behind_the_method(run: Run, data: Path, tmp_path: Path) -> None:
+    """As tables write it, on the command line and in a file, over which the command line wins."""
+    (tmp_path / "c.toml").write_text('method = "crossmatch:official"\n')
+    for place, flags, preset in (("file", [], "official"), ("flag", ["--method", "crossmatch:paper"], "paper")):
+        assert run(data, "-o", tmp_path / place, "--config", tmp_path / "c.toml", *flags, *TINY)[0] == 0
+        method = json.loads((tmp_path / place / "config.json").read_text())["method"]
+        assert (method["name"], method["preset"]) == ("crossmatch", preset)
 
 
 def test_flags_win_over_the_file(run: Run, data: Path, tmp_path: Path) -> None:
