@@ -51,6 +51,8 @@ class Row:
             self._ours(setting)
         self._resident = env.resident_bytes()
         self.flop = count(self._count)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)  # counting has run a plain step
         if setting["row"].endswith((COMPILED, GRAPHS)):
             self._step.compile(graphs=setting["row"].endswith(GRAPHS))
 

@@ -11,14 +11,14 @@ import torch
 
 from seg.infer import __version__
 from seg.infer.errors import Exit, SegError
-from seg.infer.spec import ModelSpec
+from seg.infer.spec import Cost, ModelSpec
 
 from .augment import WeakAugmentation
 from .facts import CaseFacts
 from .loop import LoopConfig
 from .methods import METHODS, PRESETS, Method, MethodConfig, default_options
 from .networks import NETWORKS, build_network
-from .plan import Plan
+from .plan import WIDTH, Plan
 from .processes import Processes
 from .ranges import refuse_out_of_range
 from .run import load_checkpoint, read_config
@@ -94,6 +94,7 @@ def refuse_names(labels: Sequence[str]) -> None:
 def spec_of(settings: Settings, decided: Plan) -> ModelSpec:
     """The network's contract, from the plan and the user's choices."""
     network: Any = NETWORKS[settings.network]
+    wider = max(1.0, decided.width / WIDTH)  # than what the default cost is of; an export measures its own
     return ModelSpec(
         name=settings.name or Path(settings.data[0]).resolve().name,
         labels=decided.labels,
@@ -107,6 +108,7 @@ def spec_of(settings: Settings, decided: Plan) -> ModelSpec:
         dims=decided.dims,
         tiling=settings.tiling or network.tiling,
         intensity_range=decided.intensity_range,
+        cost=Cost(Cost.macs * wider**2, Cost.bytes * wider),
     )
 
 

@@ -6,6 +6,8 @@ time, in bf16 the default layout was as fast or faster. cuDNN's bf16 kernels are
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +36,8 @@ def device_of(name: str) -> torch.device:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise SegError("E-DEVICE", Exit.USAGE, "", f"no device {name}", "use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise SegError("E-DEVICE", Exit.RUNTIME, "", f"no device {device}", "use one that is there", f"one of {count}")
     return device
 
 
@@ -52,6 +56,18 @@ def memory_of(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return available_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+@contextmanager
+def memory_told(path: str) -> Iterator[None]:
+    """Where memory does not suffice for a step or a scan: E-LIMIT-MEMORY, with what would need less."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; that of a CPU has no type of its own
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        fix = "take a smaller --window, --width or batch (--set labeled_batch=2), or --precision bf16"
+        raise SegError("E-LIMIT-MEMORY", Exit.LIMIT, path, "the device's memory does not suffice", fix) from error
 
 
 def channels_last(device: torch.device, precision: torch.dtype) -> bool:

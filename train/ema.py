@@ -26,12 +26,15 @@ class Ema(nn.Module):
     def update(self, student: nn.Module, step: int) -> None:
         """Move towards the student after optimiser step `step` (from 0)."""
         alpha = min(1.0 - 1.0 / (step + 1), self.decay)
-        mine, theirs = ([p.detach() for p in network.parameters()] for network in (self.network, student))
-        torch._foreach_lerp_(mine, theirs, 1.0 - alpha)
-        for average, value in zip(self.network.buffers(), student.buffers(), strict=True):
-            if average.is_floating_point():
-                average.lerp_(value, 1.0 - alpha)
-            else:
+        pairs = [
+            (mine.detach(), theirs.detach())
+            for part in (nn.Module.parameters, nn.Module.buffers)
+            for mine, theirs in zip(part(self.network), part(student), strict=True)
+        ]
+        moving = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([mine for mine, _ in moving], [theirs for _, theirs in moving], 1.0 - alpha)
+        for average, value in pairs:
+            if not average.is_floating_point():
                 average.copy_(value)
 
     def forward(self, x: Tensor) -> Tensor:

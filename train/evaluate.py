@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from seg.infer.backends import Backend
 from seg.infer.components import keep_largest
@@ -43,14 +43,18 @@ class ModuleBackend:
     @torch.inference_mode()
     def run(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """(N, C, X, Y, Z) -> (N, K, X, Y, Z) logits, in evaluation mode."""
+        result: NDArray[np.float32] = self.logits(torch.from_numpy(x).to(self._device)).cpu().numpy()
+        return result
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """The same for tensors on the module's device."""
         training = self._module.training
         self._module.eval()
-        tensor = torch.from_numpy(x).to(self._device)
         with self._kernels():
-            logits = run_windows(self._module, tensor)
+            logits = run_windows(self._module, x)
         self._module.train(training)
-        result: NDArray[np.float32] = logits.float().cpu().numpy()
-        return result
+        return logits.float()
 
     def _kernels(self) -> AbstractContextManager[Any]:
         if self._precision != torch.float32:

@@ -17,7 +17,7 @@ class FiniteWatch:
     """
 
     def __init__(self, device: torch.device, folder: Path) -> None:
-        self._cuda, self._folder = device.type == "cuda", folder
+        self._device, self._cuda, self._folder = device, device.type == "cuda", folder
         self._pending: deque[tuple[int, Tensor, torch.cuda.Event | None, tuple[str, ...]]] = deque()
 
     def watch(self, step: int, losses: dict[str, Tensor], ids: tuple[str, ...]) -> None:
@@ -27,7 +27,7 @@ class FiniteWatch:
         if self._cuda:
             total = torch.empty((), dtype=total.dtype, pin_memory=True).copy_(total, non_blocking=True)
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            arrived.record()
+            arrived.record(torch.cuda.current_stream(self._device))
         self._pending.append((step, total, arrived, ids))
         while len(self._pending) > self._cuda:
             self._judge()

@@ -22,7 +22,7 @@ from seg.infer.errors import Exit, SegError
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(days=1)  # the first reads data and validates while others wait; a lost peer is noticed at once
+PATIENCE = timedelta(days=1)  # the first reads data and validates while others wait; gloo notices a lost peer at once
 
 _LOST = ("closed by peer", "Connection reset", "Broken pipe", "gloo", "NCCL")
 
@@ -85,13 +85,16 @@ class Processes:
 
 
 def join(device: torch.device) -> Processes:
-    """The processes that torchrun started, connected: gloo for the CPU, NCCL for a GPU. Alone without torchrun."""
+    """The processes that torchrun started, connected: gloo for the CPU, NCCL for a GPU. Alone without torchrun.
+
+    A GPU becomes this process's current one, which is where streams and events belong that name none.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return Processes()
     if not dist.is_initialized():
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     return joined()
 

@@ -77,7 +77,11 @@ class Step:
                 gradient_as_bucket_view=True,
                 find_unused_parameters=len(method.phases) > 1,
             )
-            self._parts = lambda *given: iter([losses(*given)])  # gradients are summed up over processes in one go
+
+            def whole(batch: Batch, step: int, phase: str) -> Iterator[dict[str, Tensor]]:
+                yield losses(batch, step, phase)  # computed when asked for, which is in the run's precision
+
+            self._parts = whole  # gradients are summed up over processes in one go
 
     def compile(self, *, graphs: bool) -> None:
         """Compile the student, see `compiled` above."""
@@ -122,6 +126,15 @@ class Step:
         self.method.load_state_dict(state["method"])
         for phase, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][phase])
+            lay_out(optimizer)
+
+
+def lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Moments in their parameters' memory layout, which fused kernels take for granted: another device has another."""
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def compile_network(network: nn.Module, graphs: bool = False) -> None:

@@ -53,11 +53,12 @@ def bias_field(count: int, shape: torch.Size, generator: torch.Generator) -> Ten
 
 def gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
     """(B, C, *shape) blurred by (B, dims) sigmas in voxels: a batched matrix product an axis, edges reflected."""
-    for axis in range(image.ndim - 2):
-        matrix = _blur_matrix(image.shape[axis + 2], sigma[:, axis])
-        moved = image.movedim(axis + 2, 2)
-        flat = moved.reshape(len(image), image.shape[1], moved.shape[2], -1)
-        image = (matrix[:, None] @ flat).reshape(moved.shape).movedim(2, axis + 2)
+    with torch.autocast(image.device.type, enabled=False):  # products would round the image to bf16
+        for axis in range(image.ndim - 2):
+            matrix = _blur_matrix(image.shape[axis + 2], sigma[:, axis])
+            moved = image.movedim(axis + 2, 2)
+            flat = moved.reshape(len(image), image.shape[1], moved.shape[2], -1)
+            image = (matrix[:, None] @ flat).reshape(moved.shape).movedim(2, axis + 2)
     return image
 
 
@@ -86,10 +87,12 @@ def cutmix_boxes(count: int, shape: torch.Size, generator: torch.Generator) -> T
     fraction, ratio = 0.02 + 0.38 * draws[:, 0], 0.3 + (1 / 0.3 - 0.3) * draws[:, 1]
     volume = fraction * shape.numel()
     parts = [volume / ratio, volume * ratio, volume][:dims]
-    edges = torch.stack([part ** (1 / dims) for part in parts], dim=1)
-    extent = torch.tensor(shape, device=generator.device)
-    edges = torch.minimum(edges.round(), extent)
-    start = (draws[:, 2:-1] * (extent - edges + 1)).floor()
+    lengths = [(part ** (1 / dims)).round().clamp_max(n) for part, n in zip(parts, shape, strict=True)]
+    edges, places = (
+        torch.stack(lengths, dim=1),
+        torch.stack([n - e + 1 for n, e in zip(shape, lengths, strict=True)], dim=1),
+    )
+    start = (draws[:, 2:-1] * places).floor()
     inside = (draws[:, -1] < CUTMIX_P).view(count, *[1] * dims).expand(count, *shape)
     for axis in range(dims):
         at = torch.arange(shape[axis], device=generator.device)

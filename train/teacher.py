@@ -70,6 +70,8 @@ class Teacher:
 
     def logits(self, x: Tensor) -> Tensor:
         """(N, C, X, Y, Z) network input -> (N, K, X, Y, Z) float32 logits on x's device, without gradient."""
+        if isinstance(self.backend, ModuleBackend):
+            return self.backend.logits(x.detach())
         return torch.tensor(self.backend.run(x.detach().cpu().numpy()), device=x.device)
 
     def describe(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from .cache import Store, packed
 from .cases import Case
 from .config import Engine, build_method, refuse_bad_options, refuse_changes, trained_method
 from .curves import learning_curves, read_log
-from .device import device_of, precision_of
+from .device import device_of, memory_told, precision_of
 from .evaluate import WORST, ModuleBackend, evaluate, free_memory, validate
 from .job import Prepared, prepare_job
 from .loader import Data
@@ -82,7 +82,12 @@ def train(
     engine = Engine(device, precision_of(settings.precision, device), settings.compile, processes)
     if not processes.first:
         say, report = (lambda _: None), (lambda *_: None)
-    with left_at_the_end(processes), ExitStack() as held, refused_by_a_peer(processes, str(folder)):
+    with (
+        left_at_the_end(processes),
+        ExitStack() as held,
+        refused_by_a_peer(processes, str(folder)),
+        memory_told(str(folder)),
+    ):
         teacher = _load_teacher(settings, device, engine.precision)
         job = processes.share(partial(_begin, settings, folder, resume, engine, say, held, teacher))
         began = time.monotonic()

@@ -20,6 +20,7 @@ from seg.train.step import Compiled, Step
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.timeout(1800),  # compiling takes minutes
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 OPTIONS = [["--precision", "fp32"], ["--precision", "bf16"], ["--compile"], ["--graphs"]]
@@ -77,6 +78,8 @@ def test_a_run(write_cases: Callable[..., Path], tmp_path: Path, method: str, op
 @pytest.mark.parametrize("name", ["supervised", "crossmatch", "mc_net", "bcp", "hstf_crossmatch"])
 def test_compiled_steps_have_the_plain_losses(name: str, how: Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over several steps: what a graph has overwritten too early would show in the second part or the next step."""
+    torch._dynamo.reset()  # networks of earlier tests count against the limit of recompilations, and then run plainly
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     device, found = torch.device("cuda"), []
     config = METHODS[name].Config(dropout=0.0, optimizer="sgd")
@@ -89,12 +92,12 @@ def test_compiled_steps_have_the_plain_losses(name: str, how: Compiled, monkeypa
         moved = replace(moved, generator=torch.Generator(device).manual_seed(0))
         torch.manual_seed(1)
         found.append([{k: v.item() for k, v in step(moved, number).items()} for number in range(5)])
-    for plain, fast in zip(*found, strict=True):
-        assert fast == pytest.approx(plain, rel=1e-3, abs=1e-5)
+    for number, (plain, fast) in enumerate(zip(*found, strict=True)):
+        assert fast == pytest.approx(plain, rel=1e-2 if number else 1e-3, abs=1e-4)
 
 
-def test_a_step_can_be_resumed() -> None:
-    """The state of optimisers and averages goes to the CPU and back."""
+def test_a_step_can_be_resumed(tmp_path: Path) -> None:
+    """The state of optimisers and averages goes to a file, the CPU and back."""
     device, config = torch.device("cuda"), METHODS["crossmatch"].Config()
     torch.manual_seed(0)
     network = VNet(width=2).to(device)
@@ -106,8 +109,8 @@ def test_a_step_can_be_resumed() -> None:
     moved = replace(batch, x=batch.x.to(device), y=batch.y.to(device), u=batch.u.to(device))
     with_numbers = lambda: replace(moved, generator=torch.Generator(device).manual_seed(0))  # noqa: E731
     steps[0](with_numbers(), 0)
-    stored = {k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in steps[0].state_dict().items()}
-    steps[1].load_state_dict(copy.deepcopy(stored))
+    torch.save(steps[0].state_dict(), tmp_path / "state.pt")
+    steps[1].load_state_dict(torch.load(tmp_path / "state.pt", map_location="cpu", weights_only=True))
     losses = []
     for step in steps:
         torch.manual_seed(3)

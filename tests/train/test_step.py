@@ -15,6 +15,7 @@ from seg.train.finite import FiniteWatch
 from seg.train.methods import METHODS, Batch, Method
 from seg.train.networks.vnet import VNet
 from seg.train.optim import learning_rate
+from seg.train.processes import Processes
 from seg.train.step import Compiled, Step, compile_network
 
 CPU = torch.device("cpu")
@@ -94,6 +95,62 @@ def test_state_round_trip() -> None:
         assert torch.equal(p, q)
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_losses_are_computed_in_the_run_s_precision(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one process and in several, whose losses come from DistributedDataParallel in one go."""
+    monkeypatch.setattr("seg.train.step.DistributedDataParallel", lambda module, **_: module)
+    monkeypatch.setattr("seg.train.step.share_batch_norm", lambda *_: None)
+    method = METHODS["supervised"](VNet(width=2), METHODS["supervised"].Config(optimizer="sgd"), 10).train()
+    found: list[bool] = []
+    plain = method.losses
+    monkeypatch.setattr(
+        method, "losses", lambda *given: found.append(torch.is_autocast_enabled("cpu")) or plain(*given)
+    )
+    Step(method, 10, CPU, torch.bfloat16, processes=Processes(0, size))(make_batch(method.config), 0)
+    assert found == [True]
+
+
+def test_loaded_moments_have_their_parameters_layout() -> None:
+    """A checkpoint of another device, whose convolutions have another one: fused kernels go by memory alone."""
+    step, _ = build()
+    step(make_batch(step.method.config), 0)
+    state = copy.deepcopy(step.state_dict())
+    for optimizer in state["optimizers"].values():
+        for moments in optimizer["state"].values():
+            moments |= {name: value.contiguous() for name, value in moments.items()}
+    other, _ = build()
+    other.load_state_dict(state)
+    for optimizer, expected in zip(other.optimizers.values(), step.optimizers.values(), strict=True):
+        found = zip(optimizer.state.items(), expected.state.values(), strict=True)
+        for (parameter, moments), before in found:
+            for name, value in moments.items():
+                assert torch.equal(value, before[name])
+                assert value.shape != parameter.shape or value.stride() == parameter.stride()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_too_little_memory_is_told(error: Exception) -> None:
+    with pytest.raises(SegError) as caught, device.memory_told("run"):
+        raise error
+    assert (caught.value.code, caught.value.exit) == ("E-LIMIT-MEMORY", 13)
+    with pytest.raises(RuntimeError, match="other"), device.memory_told("run"):
+        raise RuntimeError("other")
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert device.device_of("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(SegError, match="no device cuda:2"):
+        device.device_of("cuda:2")
+
+
 @pytest.mark.parametrize(
     ("kind", "precision", "expected"),
     [
@@ -141,6 +198,7 @@ def test_bf16_gradients_of_shallow_volumes_on_a_cpu() -> None:
 def test_devices_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert device.device_of("auto") == device.device_of("cuda") == torch.device("cuda:3")
     assert device.device_of("cuda:1") == torch.device("cuda:1")
     assert device.device_of("cpu") == CPU
