@@ -4,19 +4,19 @@ Deterministic arithmetic on `CaseFacts`; it opens no file and knows of the devic
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
 import numpy as np
 
 from seg.infer.errors import Exit
-from seg.infer.resample import resampled_extent
 from seg.infer.spec import Normalisation
-from seg.infer.volume import Reorientation
 
 from .cases import refusal
-from .facts import QUANTILES, CaseFacts
+from .facts import CaseFacts
+from .grid import Grid, across_last, median_shape, network_grid, slice_orientation
+from .intensities import fixed_normalisation, guess_modality, intensity_range
 from .window import (
     CPU_WIDTH,
     CPU_WINDOW,
@@ -29,15 +29,10 @@ from .window import (
     voxel_budget,
 )
 
-Vec3 = tuple[float, float, float]
-Grid = tuple[float | None, float | None, float | None]
-
 STRIDE = 16  # four halvings in the network
 WIDTH = 16  # channels at full resolution
 ITERATIONS = 6000  # UA-MT and its successors train the left atrium for as long
 BATCH_LABELED = 4
-ANISOTROPIC = 3.0  # nnU-Net's threshold, for spacing and for shape
-HOUNSFIELD_AIR = -500.0  # an integer scan that goes below holds air in Hounsfield units
 
 
 @dataclass(frozen=True)
@@ -139,8 +134,8 @@ def plan(
     values = sorted({0, *(label_names or ()), *(value for fact in facts for value in fact.class_voxels)})
     _judge_choices(facts, values, spacing, width, channel_names, dims)
     orientation = "RAS" if dims == 3 else slice_orientation(facts)
-    facts = facts if orientation == "RAS" else [_across_last(fact) for fact in facts]
-    grid, grid_notes = _grid(facts, spacing, orientation, dims)
+    facts = facts if orientation == "RAS" else [across_last(fact) for fact in facts]
+    grid, grid_notes = network_grid(facts, spacing, orientation, dims)
     shape = median_shape(facts, grid)
     stride = (STRIDE, STRIDE, STRIDE if dims == 3 else 1)
     slow = device == "cpu"
@@ -176,115 +171,12 @@ def plan(
     )
 
 
-def slice_orientation(facts: Sequence[CaseFacts]) -> Literal["RAS", "slices"]:
-    """RAS if every scan is known to be a stack of axial slices, else slices as they are stored."""
-    axial = all(f.size_known and Reorientation.of_slices(f.shape, f.spacing).axes[2] == 2 for f in facts)
-    return "RAS" if axial else "slices"
-
-
-def _across_last(fact: CaseFacts) -> CaseFacts:
-    """The facts with the axis across the slices last."""
-    i, j, k = Reorientation.of_slices(fact.shape, fact.spacing).axes
-    shape, spacing = fact.shape, fact.spacing
-    return replace(fact, shape=(shape[i], shape[j], shape[k]), spacing=(spacing[i], spacing[j], spacing[k]))
-
-
-def _grid(facts: Sequence[CaseFacts], chosen: Grid | None, orientation: str, dims: int) -> tuple[Grid, list[str]]:
-    """The network's grid in mm, and what the user should know of it."""
-    notes = []
-    if orientation == "slices":
-        text = "slices are taken as stored, for they are not axial or nothing says so: [augmentation] mirror = [0, 1], "
-        notes.append(text + "rot90 = true make the network independent of their directions")
-    grid = chosen or target_spacing(facts)
-    if dims == 2:
-        grid = (grid[0], grid[1], None)
-    if unknown := sum(not fact.size_known for fact in facts):
-        own = dims == 2 and chosen is None
-        grid = (None, None, None) if own else grid
-        does = "the network's grid is each scan's own" if own else "they are taken as 1 mm"
-        notes.append(f"the voxel sizes of {unknown} of {len(facts)} scans are not known (1, in no stated unit): {does}")
-    return grid, notes
-
-
-def target_spacing(facts: Sequence[CaseFacts]) -> Vec3:
-    """Median mm along R, A, S; nnU-Net's rule for thick slices.
-
-    If one axis is more than three times as coarse as both others, and has less than a third of their voxels, the 10th
-    percentile of its spacing is taken, though never finer than the others: the median would throw away thin slices.
-    """
-    spacings = np.array([fact.spacing for fact in facts])
-    shapes = np.median([fact.shape for fact in facts], axis=0)
-    target = np.median(spacings, axis=0)
-    worst = int(np.argmax(target))
-    others = [axis for axis in range(3) if axis != worst]
-    coarse = float(target[others].max())
-    if target[worst] > ANISOTROPIC * coarse and shapes[worst] * ANISOTROPIC < shapes[others].min():
-        target[worst] = max(float(np.percentile(spacings[:, worst], 10)), coarse)
-    r, a, s = (float(f"{value:.6g}") for value in target)  # 0.6249999 from a float32 header is 0.625
-    return r, a, s
-
-
-def median_shape(facts: Sequence[CaseFacts], grid: Sequence[float | None]) -> Shape3:
-    """Median extents in voxels after resampling to `grid` mm (None: not resampled)."""
-    extents = [
-        [resampled_extent(n, own, to) for n, own, to in zip(f.shape, f.spacing, grid, strict=True)] for f in facts
-    ]
-    x, y, z = (round(float(value)) for value in np.median(extents, axis=0))
-    return x, y, z
-
-
 def _largest_window(
     facts: Sequence[CaseFacts], grid: Sequence[float | None], shape: Shape3, stride: Shape3, budget: int
 ) -> Shape3:
     """As much of the median case as the budget allows; one slice where the stride along z is 1."""
     edges = [to or float(np.median([f.spacing[axis] for f in facts])) for axis, to in enumerate(grid)]
     return fit_window((*shape[:2], shape[2] if stride[2] > 1 else 1), edges, stride, budget)
-
-
-def guess_modality(facts: Sequence[CaseFacts]) -> tuple[Literal["CT", "MR"], list[str]]:
-    """CT if every scan holds integers and goes down to air; a mixture counts as MR, with a note."""
-    looks = [all(c.integral and c.minimum <= HOUNSFIELD_AIR for c in fact.channels) for fact in facts]
-    if all(looks):
-        return "CT", []
-    doubt = f"{sum(looks)} of {len(looks)} cases look like CT; all are normalised one by one, as MR is"
-    return "MR", [doubt] if any(looks) else []
-
-
-def intensity_range(facts: Sequence[CaseFacts]) -> tuple[float, float]:
-    """The range most training scans lie in: 5th percentile of the scans' 0.5, 95th of their 99.5 percentile.
-
-    Percentiles of scans, since one scan in another unit would stretch the extremes without bound.
-    """
-    low, high = (
-        np.percentile([c.low for f in facts for c in f.channels], 5),
-        np.percentile([c.high for f in facts for c in f.channels], 95),
-    )
-    return float(f"{low:.6g}"), float(f"{high:.6g}")
-
-
-def fixed_normalisation(facts: Sequence[CaseFacts]) -> Normalisation:
-    """Clip to the 0.5 and 99.5 percentile of all foreground voxels, centre and scale by their mean and deviation."""
-    parts = [
-        (sum(n for value, n in fact.class_voxels.items() if value > 0), channel)
-        for fact in facts
-        for channel in fact.channels
-        if channel.foreground
-    ]
-    if not parts:
-        raise refusal("PLAN", "", "no label has a foreground voxel", "give at least one such case")
-    counts = np.array([count for count, _ in parts], np.float64)
-    share = counts / counts.sum()
-    means = np.array([channel.foreground_mean for _, channel in parts])
-    deviations = np.array([channel.foreground_std for _, channel in parts])
-    mean = float(share @ means)
-    std = float(np.sqrt(share @ (deviations**2 + (means - mean) ** 2)))
-    values = np.array([channel.foreground for _, channel in parts]).ravel()
-    weights = np.repeat(share, len(QUANTILES)) / len(QUANTILES)
-    order = np.argsort(values, kind="stable")
-    below = np.cumsum(weights[order]) - weights[order] / 2  # mass up to the middle of each quantile's own share
-    lower, upper = np.interp((0.005, 0.995), below, values[order]).tolist()
-    lower, upper, mean, std = (float(f"{value:.6g}") for value in (lower, upper, mean, max(std, 1e-6)))
-    return Normalisation("fixed", lower, upper, mean, std)
 
 
 def _judge_choices(

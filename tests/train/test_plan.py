@@ -9,15 +9,9 @@ from builders import MR, fact
 from seg.infer.errors import Exit, SegError
 from seg.infer.spec import ModelSpec, Normalisation
 from seg.train.facts import QUANTILES, CaseFacts, Intensity
-from seg.train.plan import (
-    BATCH_LABELED,
-    Plan,
-    fixed_normalisation,
-    intensity_range,
-    median_shape,
-    plan,
-    target_spacing,
-)
+from seg.train.grid import median_shape, target_spacing
+from seg.train.intensities import fixed_normalisation, intensity_range
+from seg.train.plan import BATCH_LABELED, Plan, plan
 
 
 def ct(values: np.ndarray, minimum: float = -1024) -> Intensity:
