@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from seg.infer.console import Terminated
 from seg.infer.errors import Exit, SegError
 from seg.infer.machine import available_memory
 from seg.infer.spec import ModelSpec
@@ -155,7 +156,12 @@ def _begin(
 def _finish(job: Prepared, folder: Path, loop: Loop, began: float) -> dict[str, Any]:
     backend = ModuleBackend(loop.method.deployed(), loop.device)
     memory = free_memory(loop.device)
-    evaluation = evaluate(backend, job.split.val, job.spec, memory_bytes=memory, keep=WORST, largest=True)
+    try:
+        evaluation = evaluate(backend, job.split.val, job.spec, memory_bytes=memory, keep=WORST, largest=True)
+    except (KeyboardInterrupt, Terminated) as stop:
+        name = "SIGINT" if isinstance(stop, KeyboardInterrupt) else "SIGTERM"
+        found = f"stopped by {name} in the evaluation; the training is finished and saved"
+        raise SegError("E-STOPPED", Exit[name], str(folder), found, "evaluate with --resume") from None
     facts = {"step": loop.step, "seconds": round(time.monotonic() - began, 1)}
     result = write_evaluation(folder, evaluation, job.spec, facts)
     _draw_curves(folder, result)

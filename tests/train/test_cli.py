@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from seg.infer.console import Terminated
 from seg.train.cli import _tell_result, app
 
 Run = Callable[..., tuple[int, str]]
@@ -340,6 +341,23 @@ def test_a_run_without_a_checkpoint_can_begin_anew(run: Run, data: Path, tmp_pat
     assert run(data, "-o", out, *TINY)[0] == 0
     assert json.loads((out / "config.json").read_text())["loop"]["seed"] == 0
     assert '{"step": 1}' not in (out / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(("stop", "status"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_stopped_in_the_evaluation(
+    run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException], status: int
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr("seg.train.training.evaluate", stopped)
+        found, text = run(data, "-o", tmp_path / "run", "--validate-every", "0", *TINY)
+    assert found == status
+    assert "the training is finished and saved. Fix: evaluate with --resume" in text
+    assert not (tmp_path / "run" / "validation.json").exists()
+    assert run(data, "-o", tmp_path / "run", "--validate-every", "0", "--resume", *TINY)[0] == 0
+    assert (tmp_path / "run" / "validation.json").exists()
 
 
 @pytest.mark.parametrize("name", ["none", "empty", "other"])
