@@ -85,8 +85,8 @@ ALONE_AND_LOADED = (UNIT, "crossmatch:fast")
 VOLUMES = 8  # phantoms, half of them labelled; with --smoke 2
 
 
-def main() -> None:
-    """Parent: let the rows take turns, then the table."""
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", help="default: V-Net and the presets of CrossMatch")
     parser.add_argument("--methods", action="store_true", help="rows: every method of the papers' tables")
@@ -108,6 +108,14 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=env.RESULTS)
     parser.add_argument("--smoke", action="store_true", help="tiny and once, to see that it runs; writes no result")
     options = parser.parse_args()
+    if options.graphs and options.device == "cpu":
+        parser.error("--graphs needs --device cuda")
+    return options
+
+
+def main() -> None:
+    """Parent: let the rows take turns, then the table."""
+    options = arguments()
     if options.smoke:
         options.window, options.width, options.runs, options.warm_up = "16,16,16", 2, 1, 1
     if options.loading:

@@ -66,15 +66,14 @@ class Row:
         strong = strong_view(batch.u, batch.generator), strong_view(batch.u, batch.generator)
         boxes = [cutmix_boxes(2, batch.u.shape[2:], batch.generator) for _ in range(2)]
         arguments = (setting["width"], batch.x, batch.y, batch.u, strong, boxes)
-        self._network, self._before, self._run = official_step("crossmatch", Path(setting["official"]), *arguments)
+        network, self._before, self._run = official_step("crossmatch", Path(setting["official"]), *arguments)
         self._count = lambda: self._run(self._before())
-        self._trained = [p for p in self._network.parameters() if p.requires_grad]
+        self._trained = [p for p in network.parameters() if p.requires_grad]
 
     def _ours(self, setting: dict[str, Any]) -> None:
         from seg.train.step import Step
 
         method = make_method(setting["row"].split(" + ")[0], setting["width"])
-        self._network = method.student
         self._trained = [p for phase in method.phases for p in method.trainable(phase)]
         self._step = step = Step(method.train(), 1000, self.device, self.precision)
         config = method.config

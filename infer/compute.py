@@ -20,7 +20,7 @@ from .predict import segment
 from .preprocess import Grids
 from .scan import Scan
 from .spec import ModelSpec
-from .volume import spacing_of
+from .volume import Shape3, spacing_of
 
 MEMORY_SHARE = 0.9  # of what is free now; other processes go on
 COMPONENT_BYTES = 9  # a voxel while components are found: numbers of parts, what differs, two arrays of labels
@@ -104,6 +104,18 @@ def load_network(
     return open_backend(engine, artifact.path, device, **settings)
 
 
+def refuse_other_kind(spec: ModelSpec, path: str, channels: int, shape: Shape3) -> None:
+    """Raise SegError, E-CHANNELS or E-GEO-2D, for a scan that is not of the kind a model takes."""
+    takes = spec.channels
+    if channels != len(takes):
+        fix = "choose the model made for this kind of scan"
+        expected = f"{len(takes)}: {', '.join(takes)}"
+        raise SegError("E-CHANNELS", Exit.INPUT_REFUSED, path, f"{channels} channels", fix, expected)
+    if spec.dims == 3 and min(shape) == 1:
+        found, fix = f"is one slice, {' x '.join(map(str, shape))} voxels", "give the whole scan"
+        raise SegError("E-GEO-2D", Exit.INPUT_REFUSED, path, found, fix, "a 3D scan for this model")
+
+
 def plan_header(header: NiftiHeader, artifact: Artifact, options: ComputeOptions, *, at_a_time: int = 1) -> Plan:
     """The plan of one scan, from its header.
 
@@ -115,21 +127,8 @@ def plan_header(header: NiftiHeader, artifact: Artifact, options: ComputeOptions
     ------
     SegError : E-CHANNELS, E-GEO-2D, E-GEO-COARSE, E-LIMIT-MEMORY.
     """
-    takes, found = artifact.spec.channels, header.channels
-    if found != len(takes):
-        fix = "choose the model made for this kind of scan"
-        expected = f"{len(takes)}: {', '.join(takes)}"
-        raise SegError("E-CHANNELS", Exit.INPUT_REFUSED, header.path, f"{found} channels", fix, expected)
-    if artifact.spec.dims == 3 and min(header.shape) == 1:
-        extents = " x ".join(map(str, header.shape))
-        raise SegError(
-            "E-GEO-2D",
-            Exit.INPUT_REFUSED,
-            header.path,
-            f"is one slice, {extents} voxels",
-            "give the whole scan",
-            "a 3D scan for this model",
-        )
+    found = header.channels
+    refuse_other_kind(artifact.spec, header.path, found, header.shape)
     _refuse_coarse(header, artifact.spec)
     voxels = int(np.prod(header.shape))
     extra = voxels * (len(artifact.spec.labels) - 1) if options.probabilities else 0

@@ -13,8 +13,8 @@ from seg.infer.console import guarded, version_option
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 WORTH = 0.001  # of Dice, from which on the largest component alone is advised; no class may lose more
-FLAGS = {"compiled": "compile", "options": "set"}  # whose parameters have other names
-SETTINGS = {"compiled": "compile", "graphs": "compile"}  # likewise
+FLAGS = {"compiled": "compile", "options": "set"}  # parameter -> flag, where the names differ
+SETTINGS = {"compiled": "compile", "graphs": "compile"}  # parameter -> field of Settings, likewise
 EVALUATION = {"data", "output", "evaluate", "cases", "split", "overwrite", "device", "quiet", "debug"}  # its flags
 
 

@@ -11,6 +11,7 @@ import torch
 from seg.infer.artifact import load, resolve
 from seg.infer.atomic import refuse_existing
 from seg.infer.backends import Backend, engine_for, open_backend
+from seg.infer.compute import refuse_other_kind
 from seg.infer.errors import Exit, SegError, printable
 from seg.infer.machine import available_memory
 from seg.infer.spec import ModelSpec
@@ -23,7 +24,6 @@ from .evaluate import WORST, ModuleBackend, evaluate, free_memory
 from .report import write_evaluation
 from .run import CONFIG, VALIDATION, refuse_data_folder
 from .split import Split, load_split
-from .window import times
 
 Which = Literal["val", "test", "all"]
 
@@ -168,14 +168,8 @@ def _check(cases: Sequence[Case], dataset: Dataset, spec: ModelSpec, say: Callab
         say(printable(str(finding)))
     checked.stop_on_errors()
     for case in cases:
-        shape = checked.facts[case.id].shape
-        if spec.dims == 3 and min(shape) == 1:
-            found, fix = f"is one slice, {times(shape)} voxels", "give whole scans"
-            raise SegError("E-GEO-2D", Exit.INPUT_REFUSED, case.images[0], found, fix, "3D scans for this model")
-        channels = len(checked.facts[case.id].channels)
-        if channels != len(spec.channels):
-            found, expected = f"{channels} channels", f"{len(spec.channels)}: {', '.join(spec.channels)}"
-            raise SegError("E-CHANNELS", Exit.INPUT_REFUSED, case.images[0], found, "give the model's data", expected)
+        fact = checked.facts[case.id]
+        refuse_other_kind(spec, case.images[0], len(fact.channels), fact.shape)
     for value in spec.label_values[1:]:
         if not any(fact.class_voxels.get(value) for fact in checked.facts.values()):
             say(f"warning: {names[value]} is in no label; where the model finds none either, it counts as perfect")
