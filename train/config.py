@@ -56,6 +56,7 @@ def config_of(
         "version": __version__,
         "data": _data_digest(split, facts),
         "split": {role: [case.id for case in getattr(split, role)] for role in ("labeled", "unlabeled", "val")},
+        "scans": {case.id: facts[case.id].sha256 for case in (*split.labeled, *split.unlabeled)},
         "spec": json.loads(spec.to_json()),
         "network": {"name": settings.network, "width": decided.width},
         "method": {
@@ -185,8 +186,8 @@ def trained_method(folder: Path) -> tuple[Method, dict[str, Any], dict[str, Any]
 
 
 def refuse_changes(folder: Path, config: dict[str, Any]) -> None:
-    """Field by field: what differs between this command and the run."""
-    before, now = _flat(read_config(folder)), _flat(json.loads(json.dumps(config)))
+    """Field by field: what differs between this command and the run. Of the scans, "data" says whether they do."""
+    before, now = (_flat({**tree, "scans": {}}) for tree in (read_config(folder), json.loads(json.dumps(config))))
     changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
     if changed:
         what = "; ".join(f"{k} was {before.get(k)}, now {now.get(k)}" for k in changed[:5])

@@ -35,14 +35,14 @@ class Model:
     Attributes
     ----------
     val : the cases that validated a run, None for an artifact.
-    trained : the cases that a run was trained on.
+    trained : of the cases that a run was trained on, id -> hash of the scan, see `CaseFacts`; None for an artifact.
     memory : bytes that the network may use.
     """
 
     backend: Backend
     spec: ModelSpec
     val: tuple[str, ...] | None
-    trained: frozenset[str]
+    trained: dict[str, str] | None
     memory: int
 
 
@@ -83,16 +83,13 @@ def score(
     opened = _open(model, device, say)
     with closing(opened.backend):
         cases = _choose(dataset, which, split, opened)
-        _check(cases, dataset, opened.spec, say)
+        scans = _check(cases, dataset, opened.spec, say)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             what, fix = f"cannot be made ({error.strerror})", "choose another folder"
             raise SegError("E-OUT-DIR", Exit.OUTPUT, output, what, fix) from error
-        seen = sorted(case.id for case in cases if case.id in opened.trained)
-        if seen:
-            few = ", ".join(seen[:5])
-            say(f"warning: {len(seen)} of the {len(cases)} cases have the names of training cases: {few}")
+        seen = None if opened.trained is None else _trained_on(scans, opened.trained, say)
         done = iter(range(1, len(cases) + 1))
         found = evaluate(
             opened.backend,
@@ -103,7 +100,7 @@ def score(
             largest=True,
             tick=lambda: tick(next(done), len(cases)),
         )
-    facts = {"model": Path(model).name, "which": which, "trained_on": len(seen)}
+    facts = {"model": Path(model).name, "which": which, "trained_on": seen}
     return write_evaluation(folder, found, opened.spec, facts)
 
 
@@ -113,14 +110,15 @@ def _open(model: str, device: str, say: Callable[[str], None]) -> Model:
     if not folder.is_dir():
         artifact = load(resolve(model))
         backend = open_backend(engine_for(artifact.path, device), artifact.path, device)
-        return Model(backend, artifact.spec, None, frozenset(), available_memory())
+        return Model(backend, artifact.spec, None, None, available_memory())
     method, config, state = trained_method(folder)
     if state["step"] < config["loop"]["iterations"]:
         say(f"warning: the run is unfinished, at step {state['step']} of {config['loop']['iterations']}")
     torch.set_flush_denormal(True)  # as in training: denormals make CPU convolutions ten times slower
     on, split = device_of(device), config["split"]
     used = ("labeled", "unlabeled") if method.config.unlabeled_batch else ("labeled",)
-    trained = frozenset(case for role in used for case in split[role])
+    hashes = config.get("scans", {})  # missing in runs of before they were kept
+    trained = {case: hashes.get(case, "") for role in used for case in split[role]}
     backend = ModuleBackend(method.deployed().to(on), on)
     return Model(backend, ModelSpec.from_dict(config["spec"]), tuple(split["val"]), trained, free_memory(on))
 
@@ -151,8 +149,12 @@ def _choose(dataset: Dataset, which: Which, split: str | None, model: Model) -> 
     return sorted({case for cases in by_key.values() for case in cases if case.label}, key=lambda case: case.id)
 
 
-def _check(cases: Sequence[Case], dataset: Dataset, spec: ModelSpec, say: Callable[[str], None]) -> None:
+def _check(cases: Sequence[Case], dataset: Dataset, spec: ModelSpec, say: Callable[[str], None]) -> dict[str, str]:
     """Read every case before the first one is computed: faults, and what is not of this model's kind.
+
+    Returns
+    -------
+    Case id -> hash of its scan.
 
     Raises
     ------
@@ -173,3 +175,21 @@ def _check(cases: Sequence[Case], dataset: Dataset, spec: ModelSpec, say: Callab
     for value in spec.label_values[1:]:
         if not any(fact.class_voxels.get(value) for fact in checked.facts.values()):
             say(f"warning: {names[value]} is in no label; where the model finds none either, it counts as perfect")
+    return {case.id: checked.facts[case.id].sha256 for case in cases}
+
+
+def _trained_on(scans: dict[str, str], trained: dict[str, str], say: Callable[[str], None]) -> int:
+    """How many cases are scans that the run was trained on, whatever their names; they are named, and so are namesakes.
+
+    Parameters
+    ----------
+    scans, trained : case id -> hash of its scan, "" where none was kept.
+    """
+    known = set(trained.values())
+    seen = [case for case, scan in scans.items() if scan in known]
+    named = [case for case in scans if case in trained and case not in seen]
+    of = f"of the {len(scans)} cases"
+    for cases, what in ((seen, "were trained on"), (named, "have the names of training cases")):
+        if cases:
+            say(f"warning: {len(cases)} {of} {what}: {', '.join(cases[:5])}")
+    return len(seen)

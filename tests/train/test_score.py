@@ -91,7 +91,38 @@ def test_cases_that_were_trained_on_are_named(score: Score, data: Path, trained:
     assert status == 0
     assert len(written(tmp_path)["cases"]) == 6
     assert written(tmp_path)["trained_on"] == 3  # a supervised run sees no unlabelled scan
-    assert "warning: 3 of the 6 cases have the names of training cases" in text
+    assert "warning: 3 of the 6 cases were trained on: " in text
+    assert "the names of training cases" not in text
+
+
+def test_scans_that_were_trained_on_are_known_under_other_names(
+    score: Score, write_cases: Callable[..., Path], data: Path, trained: Path, tmp_path: Path
+) -> None:
+    """One is there turned around and renamed; another scan has a training case's name."""
+    first, second = json.loads((trained / "config.json").read_text())["split"]["labeled"][:2]
+    other = write_cases(tmp_path / "other", 8, (16, 16, 16))
+    turned = np.diag([-1.0, 1, 1, 1]) + 15 * np.eye(4, k=3)
+    for part in ("images", "labels"):
+        seen, new = (
+            np.asarray(nib.load(folder / part / f"{case}.nii.gz").dataobj)
+            for folder, case in ((data, first), (other, "scan07"))
+        )
+        shutil.rmtree(other / part)
+        (other / part).mkdir()
+        nib.save(nib.Nifti1Image(seen[::-1], turned), other / part / "new.nii.gz")
+        nib.save(nib.Nifti1Image(new, np.eye(4)), other / part / f"{second}.nii.gz")
+    status, text = score(other, trained, "--cases", "all")
+    assert status == 0, text
+    assert "warning: 1 of the 2 cases were trained on: new\n" in text
+    assert f"warning: 1 of the 2 cases have the names of training cases: {second}\n" in text
+    assert written(tmp_path)["trained_on"] == 1
+
+
+def test_of_an_artifact_nobody_knows_what_it_was_trained_on(
+    score: Score, data: Path, artifact: str, tmp_path: Path
+) -> None:
+    assert score(data, artifact, "--cases", "all")[0] == 0
+    assert written(tmp_path)["trained_on"] is None
 
 
 def test_an_artifact_on_all_cases_and_on_a_split(score: Score, data: Path, artifact: str, tmp_path: Path) -> None:
