@@ -122,9 +122,8 @@ def main() -> None:
         rows = options.rows or ALONE_AND_LOADED
         names = [f"{row}{mode}" for row in rows for mode in ("", LOADING, *([MAPPED] if options.data else []))]
     else:
-        names = list(options.rows or (METHODS if options.methods else ROWS))
-        if UNIT not in names:
-            names.insert(0, UNIT)
+        rows = options.rows or (METHODS if options.methods else ROWS)
+        names = [UNIT, *(row for row in rows if row != UNIT)]
         if options.compile:
             names = [name for row in names for name in (row, row + COMPILED)]
         if options.graphs:

@@ -19,6 +19,7 @@ from seg.infer.resample import resampled_extent
 from seg.infer.spec import ModelSpec
 
 from .facts import CaseFacts
+from .run import room_for
 from .sampling import Sample
 
 STEP = 1e-3  # standard deviations; bf16 rounds values near 1 by 4e-3
@@ -45,13 +46,14 @@ class Store:
         self._folder = folder
 
     def put(self, sample: Sample) -> Sample:
-        """Write a sample; the one returned reads the files."""
+        """Write a sample; the one returned reads the files. Raises SegError, E-OUT-FULL, when there is no room."""
         small, path = packed(sample), self._path(sample.id)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        np.save(f"{path}.image.npy", small.image)
-        if small.label is not None:
-            np.save(f"{path}.label.npy", small.label)
-        Path(f"{path}.json").write_text(json.dumps([small.slope, small.offset]))
+        with room_for(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            np.save(f"{path}.image.npy", small.image)
+            if small.label is not None:
+                np.save(f"{path}.label.npy", small.label)
+            Path(f"{path}.json").write_text(json.dumps([small.slope, small.offset]))
         return self.get(sample.id)
 
     def get(self, case: str) -> Sample:
@@ -62,7 +64,7 @@ class Store:
         return Sample(case, _mapped(f"{path}.image.npy"), _mapped(label) if label.exists() else None, slope, offset)
 
     def _path(self, case: str) -> Path:
-        return self._folder / hashlib.sha256(case.encode()).hexdigest()[:16]
+        return self._folder / hashlib.sha256(case.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def _mapped(path: str | Path) -> NDArray[Any]:

@@ -27,6 +27,13 @@ def soft_dice(p: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:
     return loss
 
 
+def weighted_mean(value: Tensor, weight: Tensor, least: float = 1.0) -> Tensor:
+    """sum(w v) / sum(w) over the whole batch, of all processes; 0 where all weights are. `least` bounds the divisor."""
+    total, weights = summed(torch.stack([(value * weight).sum(), weight.sum()]))
+    mean: Tensor = total / weights.clamp_min(least)
+    return mean
+
+
 def dice_loss(logits: Tensor, target: Tensor, keep: Tensor | None = None, *, background: bool = False) -> Tensor:
     """Mean D2 Dice loss over the foreground classes, or over all. With two classes the papers' is the foreground's."""
     p = logits.float().softmax(dim=1)
@@ -46,16 +53,21 @@ def linear_dice(logits: Tensor, target: Tensor, keep: Tensor | None = None) -> T
     if keep is not None:
         p, t = p * keep[:, None], t * keep[:, None]
     axes = [0, *range(2, p.ndim)]
-    smooth = 1e-8
-    ratio = (2 * (p * t).sum(axes) + smooth) / (p.sum(axes) + t.sum(axes) + smooth)
-    return (1.0 - ratio).mean()
+    return linear_ratio((p * t).sum(axes), p.sum(axes) + t.sum(axes)).mean()
+
+
+def linear_ratio(overlap: Tensor, sums: Tensor) -> Tensor:
+    """1 - (2 overlap + s) / (sums + s), of sums that are added up over all processes."""
+    overlap, sums = summed(torch.stack([overlap, sums]))
+    loss: Tensor = 1.0 - (2 * overlap + 1e-8) / (sums + 1e-8)
+    return loss
 
 
 def distribution_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """1/2 sum(w KL(target || p)) / sum(w) + 1/2 weighted Dice over the foreground; target (N, K, ...) sums to 1."""
     log_p = logits.float().log_softmax(dim=1)
     divergence = (target * (target.clamp_min(1e-6).log() - log_p)).sum(dim=1)
-    mean = (weight * divergence).sum() / weight.sum().clamp_min(1)
+    mean = weighted_mean(divergence, weight)
     p = log_p.exp()
     dice = [soft_dice(p[:, k], target[:, k], weight) for k in range(1, p.shape[1])]
     return 0.5 * (mean + torch.stack(dice).mean())

@@ -1,9 +1,10 @@
 """One training in several processes (torchrun): who they are, and what they compute together.
 
-Every process takes its share of each batch, and what is of the whole batch stays so: the sums of the Dice loss and the
-moments of batch norm are added up over the processes, gradients are averaged by DistributedDataParallel, random numbers
-are drawn for all (`draws`), and CutMix finds its partners in other processes too. The losses are therefore those of one
-process with the same batch, but for dropout, which each draws by itself. BCP and CAML mix and remember their own share.
+Every process takes its share of each batch, and what is of the whole batch stays so: the sums of Dice losses and of
+weighted means and the moments of batch norm are added up over the processes, gradients are averaged by
+DistributedDataParallel, random numbers are drawn for all (`draws`), and CutMix finds its partners in other processes
+too. The losses are therefore those of one process with the same batch, but for dropout, which each draws by itself.
+BCP mixes its own share, SS-Net and CAML embed and remember it.
 """
 
 import os

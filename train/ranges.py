@@ -34,6 +34,7 @@ RANGES: dict[str, tuple[float, float]] = {  # closed; each element of a list mus
     "gap": _BELOW_ONE,
     "threshold": _SHARE,
     "rounds": _SHARE,
+    "passes": (2.0, inf),
     "rotation": (0.0, 180.0),
     "scale": _ANY,
     "contrast": _ANY,

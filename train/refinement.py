@@ -35,7 +35,7 @@ from .evaluate import ModuleBackend
 from .methods import Method
 from .processes import Processes
 from .report import write_picture
-from .run import REFINEMENT, write_json
+from .run import REFINEMENT, room_for, write_json
 from .sampling import Sample
 from .strong import gaussian_blur
 
@@ -136,11 +136,8 @@ class Refinement:
         """
 
         def make() -> dict[str, Any]:
-            try:
+            with room_for(self.folder):
                 return self._round(step, len(self.reports) + 1)
-            except OSError as error:
-                found, fix = f"cannot be written ({error.strerror})", "free some space and run again with --resume"
-                raise SegError("E-OUT-FULL", Exit.OUTPUT, str(self.folder), found, fix) from error
 
         self.reports.append(self.processes.share(make))
 

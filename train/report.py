@@ -33,7 +33,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation, spec: ModelSpec, fact
     result = {**evaluation.result, **facts}
     write_json(folder / VALIDATION, result)
     with atomic_file(str(folder / TABLE), overwrite=True) as file:
-        file.write(case_table(evaluation.result).encode())
+        file.write(case_table(evaluation.result).encode(errors="surrogateescape"))
     if evaluation.worst:
         write_picture(folder / WORST_CASES, worst_cases(evaluation, spec))
     return result

@@ -98,6 +98,17 @@ def clear(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Raise SegError, E-OUT-FULL, where a file of the run cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        found = f"cannot be written ({error.strerror or error})"
+        fix = "free some space and run again with --resume"
+        raise SegError("E-OUT-FULL", Exit.OUTPUT, str(path), found, fix) from error
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically. Raises SegError, E-OUT-FULL, when there is no room."""
     _replace(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())

@@ -19,6 +19,7 @@ def flat_channels(x: Tensor) -> Tensor:
     return x.movedim(1, -1).flatten(0, -2)
 
 
-def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Linear, batch norm, ReLU, linear: the projection and prediction heads of SS-Net and CAML."""
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+def mlp(inputs: int, hidden: int, outputs: int, slope: float = 0.0) -> nn.Sequential:
+    """Linear, batch norm, (leaky) ReLU, linear: the heads and selectors of SS-Net and CAML."""
+    bend = nn.LeakyReLU(slope) if slope else nn.ReLU()
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), bend, nn.Linear(hidden, outputs))

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 from builders import fact
 from tiny import sample
 
+from seg.infer.errors import Exit, SegError
 from seg.infer.spec import ModelSpec, Normalisation
 from seg.train.cache import STEP, Store, packed, packed_bytes
 from seg.train.sampling import Sample, draw
@@ -68,3 +70,16 @@ def test_bytes_on_the_networks_grid() -> None:
         "x", ("background", "a"), ("MR",), (2.0, 1.0, None), Normalisation(), (16, 16, 16), (16, 16, 16), (0, 1)
     )
     assert packed_bytes([fact(shape=(10, 20, 30)), fact("p2", (10, 20, 30))], spec) == 2 * (5 * 20 * 30) * 3
+
+
+def test_a_case_whose_name_is_no_utf8_is_stored(tmp_path: Path) -> None:
+    name = b"M\xfcller".decode(errors="surrogateescape")
+    kept = Store(tmp_path / "volumes").put(replace(NORMAL, id=name))
+    assert np.abs(restored(kept) - NORMAL.image).max() < 1e-3
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    (tmp_path / "volumes").write_text("in the way")
+    with pytest.raises(SegError) as caught:
+        Store(tmp_path / "volumes").put(NORMAL)
+    assert (caught.value.code, caught.value.exit) == ("E-OUT-FULL", Exit.OUTPUT)

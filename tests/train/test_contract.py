@@ -249,6 +249,17 @@ def test_bcp_refuses_batches_that_are_no_pairs(labeled: int, unlabeled: int) -> 
         METHODS["bcp"].Config().check(processes=4)
 
 
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].Config().unlabeled_batch])
+def test_no_unlabelled_crops_are_refused_where_they_teach(name: str) -> None:
+    options = replace(METHODS[name].Config(), unlabeled_batch=0)
+    if name == "distill":  # labelled scans lend their images
+        options.check()
+    else:
+        with pytest.raises(SegError) as caught:
+            options.check()
+        assert caught.value.exit == Exit.USAGE
+
+
 def example() -> dict[str, Any]:
     """The names that CONTRIBUTING's worked example defines."""
     text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()

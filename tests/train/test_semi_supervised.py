@@ -14,11 +14,13 @@ from torch import Tensor
 from seg.train.losses import linear_dice, soft_dice
 from seg.train.methods import METHODS, Distill, Method
 from seg.train.methods.bcp import Bcp, _mixed_loss
-from seg.train.methods.caml import CrossSampleAttention
+from seg.train.methods.caml import Caml, CrossSampleAttention
 from seg.train.methods.fixmatch import hard_target
-from seg.train.methods.mc_net import mutual_consistency
-from seg.train.methods.ss_net import _statistics_kept
+from seg.train.methods.mc_net import decoder_alone, mutual_consistency
+from seg.train.methods.ss_net import SsNet, _overlap_loss
+from seg.train.methods.streams import kept_statistics
 from seg.train.methods.ua_mt import UaMt, UaMtConfig
+from seg.train.networks import build_network
 from seg.train.networks.vnet import VNet
 
 
@@ -135,6 +137,18 @@ def test_bcp_weighs_the_regions_of_a_mixture() -> None:
     assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
+def test_bcp_first_learns_the_mixture_as_one_labelled_scan() -> None:
+    method = build("bcp")
+    batch = make_batch(method.config)
+    outer = method._outer(batch)  # type: ignore[operator]
+    (xa, xb), (ya, yb) = batch.x.chunk(2), batch.y.chunk(2)
+    logits, label = method.student(torch.where(outer, xa, xb)), torch.where(outer, ya, yb)
+    p, t = logits.softmax(1), torch.nn.functional.one_hot(label, 2).movedim(-1, 1)
+    dice = 1 - (2 * (p * t).sum((2, 3, 4)) + 1e-5) / ((p + t).sum((2, 3, 4)) + 1e-5)
+    expected = (torch.nn.functional.cross_entropy(logits, label) + dice.mean()) / 2
+    torch.testing.assert_close(method.losses(make_batch(method.config), 0)["supervised"], expected)
+
+
 def test_bcp_pastes_one_block_and_first_trains_on_labels_alone() -> None:
     method = build("bcp")
     assert isinstance(method, Bcp)
@@ -157,10 +171,10 @@ def test_attention_is_for_training_alone() -> None:
 
 def test_running_statistics_stay_while_the_adversary_looks() -> None:
     network = VNet(width=2).train()
-    before = {name: value.clone() for name, value in network.named_buffers()}
-    with _statistics_kept(network):
+    before = {name: value.clone() for name, value in network.named_buffers() if name.endswith(("mean", "var"))}
+    with kept_statistics(network):
         network(torch.randn(2, 1, 16, 16, 16))
-    assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
+    assert all(torch.equal(network.get_buffer(name), value) for name, value in before.items())
     network(torch.randn(2, 1, 16, 16, 16))
     assert not torch.equal(network.encoder[0][1].running_mean, before["encoder.0.1.running_mean"])  # type: ignore[index]
 
@@ -174,6 +188,64 @@ def test_sassnets_discriminator_has_an_optimiser_of_its_own() -> None:
     torch.autograd.backward(method.losses(batch, 0, "discriminator")["discriminator"])
     assert all(p.grad is None for p in method.student.parameters())
     assert method.student.training
+
+
+def test_sassnets_discriminator_drops_channels_before_each_later_convolution() -> None:
+    rest = build("sassnet").discriminator.rest  # type: ignore[union-attr]
+    names = [type(layer).__name__ for layer in rest]  # type: ignore[arg-type]
+    assert names == ["LeakyReLU", "Dropout3d", "Conv3d"] * 3 + ["LeakyReLU"]
+
+
+def test_ss_nets_adversary_sees_one_ratio_over_both_classes() -> None:
+    p, q = (z.softmax(1) for z in probabilities(2, 2))
+    expected = 1 - 2 * (p * q).sum() / (p.sum() + q.sum())
+    assert float(_overlap_loss(p.log(), q)) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ss_net", "caml"])
+def test_heads_on_embeddings_see_all_classes_at_once(name: str) -> None:
+    method = build(name)
+    batch = make_batch(method.config)
+    rows: list[int] = []
+    heads = [method.prediction] if isinstance(method, SsNet) else list(method.predictions)  # type: ignore[arg-type]
+    for head in heads:
+        head.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))  # type: ignore[union-attr]
+    method.losses(batch, 60)
+    voxels = batch.u[:, 0].numel()
+    assert rows == [voxels, voxels]  # SS-Net: labelled, the others; CAML: each network
+
+
+def test_camls_correlation_is_a_mean_over_all_agreed_voxels() -> None:
+    method = build("caml")
+    assert isinstance(method, Caml)
+    batch = make_batch(method.config)
+    method.ring.normal_()
+    method.filled.fill_(method.config.ring)
+    features = [torch.randn(2, method.student.width, 4, 4, 4) for _ in range(2)]  # type: ignore[arg-type]
+    logits = [torch.randn(2, 2, 4, 4, 4) for _ in range(2)]
+    for heads in (method.projections, method.predictions):
+        heads.eval()  # batch norm sees voxels that are not agreed, too, where there are few
+    memory, _ = method._drawn(torch.Generator().manual_seed(3))
+    agreed = (logits[0].argmax(1) == logits[1].argmax(1)).flatten()
+    similar = []
+    for k in range(2):
+        rows = features[k].movedim(1, -1).reshape(-1, features[k].shape[1])[agreed]
+        similar.append((method.predictions[k](method.projections[k](rows)) @ memory.T / 0.1).softmax(1))
+    expected = -(similar[1] * similar[0].log()).sum(1).mean()
+    own = replace(batch, generator=torch.Generator().manual_seed(3))
+    found = method._correlation((features[0], features[1]), (logits[0], logits[1]), own)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("network", ["vnet", "hstf"])
+def test_a_decoder_alone_decodes(network: str) -> None:
+    torch.manual_seed(0)
+    whole = build_network(network, 1, 2, 4, 0.0).eval()
+    levels = whole.encode(torch.randn(1, 1, 32, 32, 32))  # type: ignore[operator]
+    expected = whole.decode(levels)  # type: ignore[operator]
+    alone = decoder_alone(whole)  # type: ignore[arg-type]
+    assert torch.equal(alone.decode(levels), expected)  # type: ignore[operator]
+    assert {name.split(".")[0] for name, _ in alone.named_parameters()} <= {"up", "skip", "decoder", "head"}
 
 
 def test_a_decoder_that_stands_alone_has_no_encoder() -> None:

@@ -23,6 +23,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from seg.infer.errors import Exit, SegError
+
 from ..networks import Network
 from ..pseudo import Rules
 
@@ -51,7 +53,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """Settings every method has. Subclasses override defaults and add their own."""
+    """Settings every method has. Subclasses override defaults and add their own.
+
+    Attributes
+    ----------
+    least_unlabeled : unlabelled crops that the method needs in a step.
+    """
+
+    least_unlabeled: ClassVar[int] = 0
 
     labeled_batch: int = 4
     unlabeled_batch: int = 0
@@ -70,8 +79,13 @@ class MethodConfig:
     def check(self, processes: int = 1) -> None:
         """Raise SegError, E-CONFIG, for a batch that the method cannot learn from, shared among so many processes.
 
-        Other values are checked by type.
+        Other values are checked by type and range.
         """
+        if self.unlabeled_batch < self.least_unlabeled:
+            why = "" if self.least_unlabeled < 2 else ": CutMix mixes them"
+            expected = f"at least {self.least_unlabeled}{why}"
+            fix = "take a larger one, or --method supervised"
+            raise SegError("E-CONFIG", Exit.USAGE, "", f"unlabeled_batch {self.unlabeled_batch}", fix, expected)
 
     def length(self, iterations: int) -> float:
         """Steps over which the schedules of a run of `iterations` go."""

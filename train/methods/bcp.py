@@ -42,6 +42,7 @@ class BcpConfig(MethodConfig):
 
     def check(self, processes: int = 1) -> None:
         """See the base class."""
+        super().check(processes)
         pairs = 2 * processes
         if self.labeled_batch != self.unlabeled_batch or self.labeled_batch % pairs or self.labeled_batch < pairs:
             found = f"labeled_batch {self.labeled_batch} and unlabeled_batch {self.unlabeled_batch}"
@@ -69,8 +70,8 @@ class Bcp(Method):
         outer = self._outer(batch)
         (xa, xb), (ya, yb) = batch.x.chunk(2), batch.y.chunk(2)
         if step < self._pretraining:
-            logits = self.student(torch.where(outer, xa, xb))
-            return {"supervised": _mixed_loss(logits, ya, yb, outer, 1.0, 1.0)}
+            logits, y = self.student(torch.where(outer, xa, xb)), torch.where(outer, ya, yb)
+            return {"supervised": _mixed_loss(logits, y, y, torch.ones_like(outer), 1.0, 0.0)}
         ua, ub = batch.u.chunk(2)
         pa, pb = self._pseudo_labels(batch.u).chunk(2)
         inward, outward = self.student(torch.cat([torch.where(outer, xa, ua), torch.where(outer, ub, xb)])).chunk(2)
@@ -135,5 +136,5 @@ def _masked_dice(logits: Tensor, label: Tensor, keep: Tensor) -> Tensor:
     p = logits.float().softmax(dim=1) * keep[:, None]
     t = one_hot(label, logits.shape[1]) * keep[:, None]
     axes = list(range(2, p.ndim))
-    ratio = (2 * (p * t).sum(axes) + 1e-10) / ((p + t).sum(axes) + 1e-10)
+    ratio = (2 * (p * t).sum(axes) + 1e-5) / ((p + t).sum(axes) + 1e-5)
     return (1 - ratio).mean()

@@ -4,18 +4,19 @@ Network 1 is plain; network 2 has attention within and across the batch's sample
 by interpolation. They agree as in MC-Net. Where both agree on unlabelled voxels, the correlation of their embeddings
 with a memory of labelled embeddings must agree too. Source: train_caml.py, networks/VNet.py, utils/correlation.py,
 feature_memory.py (CAML b635479). Departures: the memory is a ring on the device instead of one array a scan on the
-host; the official code multiplies embeddings without the normalisation that the paper's cosine has: so does this.
+host; a random sample of the unlabelled voxels that both agree on is embedded, not all. The official code multiplies
+embeddings without the normalisation that the paper's cosine has: so does this.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..losses import linear_dice
+from ..losses import linear_dice, weighted_mean
 from ..networks import Network
 from ..ramp import ramped
 from ..voxels import flat_channels, mlp, pick
@@ -42,7 +43,9 @@ class CamlConfig(MethodConfig):
     temperature: float = 0.1
     memory: int = 256  # vectors drawn per class
     ring: int = 4096  # vectors kept per class
-    samples: int = 12800  # unlabelled voxels per class
+    samples: int = 1 << 16  # unlabelled voxels that are embedded
+    of_class: int = 12800  # the most confident of those, per class
+    least_unlabeled: ClassVar[int] = 1
 
 
 class Caml(Method):
@@ -105,20 +108,20 @@ class Caml(Method):
         memory, known = self._drawn(batch.generator)
         labels = [z.argmax(dim=1).flatten() for z in logits]
         confidence = logits[0].detach().float().softmax(dim=1).amax(dim=1).flatten()
-        flat = [flat_channels(f).float() for f in features]
-        parts = []
+        index, agreed = pick(labels[0] == labels[1], self.config.samples, batch.generator)
+        label, confidence = labels[0][index], torch.where(agreed, confidence[index], -1.0)
+        heads = zip(self.projections, self.predictions, features, strict=True)
+        embedded = [predict(project(flat_channels(f).float()[index])) for project, predict, f in heads]
+        entropy, real = [], []
         for value in range(len(self.ring)):
-            agreed = (labels[0] == value) & (labels[1] == value)
-            score, index = torch.where(agreed, confidence, -1.0).topk(min(self.config.samples, len(agreed)))
-            logs = []
-            for k in range(2):
-                embedded = self.predictions[k](self.projections[k](flat[k][index]))
-                similar = (embedded @ memory.T / self.config.temperature).masked_fill(~known, -1e4)
-                logs.append(similar.log_softmax(dim=1))
-            entropy = -(logs[1].exp() * logs[0]).sum(dim=1)
-            real = (score >= 0).float()
-            parts.append((entropy * real).sum() / real.sum().clamp_min(1))
-        return torch.stack(parts).mean() * known.any()
+            score, best = torch.where(label == value, confidence, -1.0).topk(min(self.config.of_class, len(label)))
+            one, two = (
+                (rows[best] @ memory.T / self.config.temperature).masked_fill(~known, -1e4).log_softmax(dim=1)
+                for rows in embedded
+            )
+            entropy.append(-(two.exp() * one).sum(dim=1))
+            real.append((score >= 0).float())
+        return weighted_mean(torch.cat(entropy), torch.cat(real)) * known.any()
 
     def _drawn(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Random memory vectors (K * memory, 32) and whether each is known."""

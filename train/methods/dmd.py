@@ -8,7 +8,7 @@ it imports returns a tuple. The softmax of K logits stands for the sigmoid of on
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ class DmdConfig(MethodConfig):
     schedule: Literal["poly", "step", "constant"] = "step"
     temperature: float = 2.0
     distillation: float = 4.0  # lambda; no ramp
+    least_unlabeled: ClassVar[int] = 1
 
 
 class Dmd(Method):

@@ -9,7 +9,7 @@ inside the step, for all four); the softmax of K logits stands for the sigmoid o
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ class DtcConfig(MethodConfig):
     consistency: float = 1.0  # --consistency
     ramp_up: float = 1.0  # 40 epochs of 150 iterations = all of 6000
     steepness: float = 1500.0  # k of the transform
+    least_unlabeled: ClassVar[int] = 1
 
 
 class Dtc(Method):

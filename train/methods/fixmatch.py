@@ -6,6 +6,7 @@ targets, masked Dice where that file has cross entropy; the strong view goes thr
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class FixMatchConfig(MethodConfig):
     threshold: float = 0.95  # tau
     scale: float = 0.5  # (L_x + L_u) / 2
     strong: float = 1.0  # of L_u
+    least_unlabeled: ClassVar[int] = 2
 
 
 class FixMatch(Method):

@@ -23,14 +23,14 @@ labels, 800 steps, one seed: Dice 84.1 after 83.1).
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ema import Ema
-from ..losses import distribution_loss, soft_dice, supervised_loss
+from ..losses import distribution_loss, soft_dice, supervised_loss, weighted_mean
 from ..networks import Network
 from ..processes import reversed_batch
 from ..pseudo import Rules
@@ -82,6 +82,7 @@ class HstfConfig(MethodConfig):
     tolerance: float = 0.02
     volume_bound: float = 3.0
     enough: float = 0.02
+    least_unlabeled: ClassVar[int] = 2
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,7 @@ class Hstf(Method):
             theirs = zoom.sample(features, grid)
             sure = (zoom.sample(target.weight[:, None], grid)[:, 0] > 0.5).float()
             distance = 1 - F.cosine_similarity(self.predictor(mine).float(), theirs, dim=1)
-            found["feature"] = cfg.feature_weight * (distance * sure).sum() / sure.sum().clamp_min(1)
+            found["feature"] = cfg.feature_weight * weighted_mean(distance, sure)
         return found
 
     def _zoom(self, batch: Batch) -> Zoom:

@@ -9,7 +9,7 @@ the CPU; here they stay on the device, with the same values. Sharpened targets a
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain, permutations
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ class McNetConfig(MethodConfig):
     consistency: float = 1.0  # --consistency
     ramp_up: float = 0.4  # 40 epochs of 150 iterations = 6000 of 15000
     temperature: float = 0.1
+    least_unlabeled: ClassVar[int] = 1
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def sharpened(p: Tensor, temperature: float) -> Tensor:
 def decoder_alone(network: Network) -> nn.Module:
     """A network without what comes before its decoder: no parameter is left that no loss reaches."""
     module = cast(nn.Module, network)
-    for part in ("encoder", "down"):
-        setattr(module, part, None)
+    for part in ("encoder", "down", "stem", "embed", "tokens"):  # V-Net's and U-Net's; HSTF's
+        if hasattr(module, part):
+            setattr(module, part, None)
     return module

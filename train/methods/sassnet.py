@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,7 @@ class SassNetConfig(MethodConfig):
     adversarial: float = 0.01  # --consistency; the README gives 0.015 for 8 labels, the paper 0.001
     ramp_up: float = 1.0  # 40 epochs of 150 iterations = all of 6000
     discriminator_lr: float = 1e-4  # --D_lr, Adam (0.9, 0.99)
+    least_unlabeled: ClassVar[int] = 1
 
 
 class SassNet(Method):
@@ -122,7 +123,7 @@ class Discriminator(nn.Module):
         self.rest = nn.Sequential(
             *(nn.LeakyReLU(0.2), drop(0.5), conv(width, 2 * width, 4, stride=2, padding=1)),
             *(nn.LeakyReLU(0.2), drop(0.5), conv(2 * width, 4 * width, 4, stride=2, padding=1)),
-            *(nn.LeakyReLU(0.2), conv(4 * width, 8 * width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)),
+            *(nn.LeakyReLU(0.2), drop(0.5), conv(4 * width, 8 * width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)),
         )
         self.verdict = nn.Linear(8 * width, 2)
 

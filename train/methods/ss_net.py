@@ -5,26 +5,26 @@ taken from labelled voxels. Source: train_ss_3d.py, utils/losses.py VAT3d, contr
 (SS-Net c0a8bf6). Faults of the official code that are not copied: prototypes are those with the *lowest* score although
 its comment says highest, and the mean over classes counts the background, which never has prototypes. Departures: the
 adversarial target is the prediction already made, not one more forward pass; the direction's gradient is taken with
-respect to the image alone; of each class a random sample of voxels is embedded, of fixed size.
+respect to the image alone; a random sample of the labelled voxels and one of the others are embedded, not all. As
+published, batch norm of the heads sees all classes, that of a selector its class alone.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..draws import uniform
-from ..losses import linear_dice
+from ..losses import linear_dice, linear_ratio
 from ..networks import Network
 from ..ramp import ramped
 from ..voxels import flat_channels, mlp, pick
 from .base import Batch, Method, MethodConfig
+from .streams import kept_statistics
 
 EMBEDDING = 32
 
@@ -43,7 +43,9 @@ class SsNetConfig(MethodConfig):
     magnitude: float = 10.0  # --magnitude, of the perturbation, in the image's unit
     contrast: float = 0.1
     prototypes: int = 32
-    samples: int = 4096  # voxels of a class, labelled and unlabelled each
+    samples: int = 1 << 16  # voxels that are embedded, labelled and unlabelled each
+    of_class: int = 4096  # of those at most, that is
+    least_unlabeled: ClassVar[int] = 1
 
 
 class SsNet(Method):
@@ -57,11 +59,13 @@ class SsNet(Method):
         net = cast(Network, network)
         self.projection = mlp(net.width, EMBEDDING, EMBEDDING)
         self.prediction = mlp(EMBEDDING, EMBEDDING, EMBEDDING)
-        self.selectors = nn.ModuleList(mlp(EMBEDDING, EMBEDDING, 1) for _ in range(net.classes - 1))
+        self.selectors, self.memory_selectors = (
+            nn.ModuleList(mlp(EMBEDDING, EMBEDDING, 1, slope=0.2) for _ in range(net.classes - 1)) for _ in range(2)
+        )
 
     def trainable(self, phase: str) -> Iterable[nn.Parameter]:
         """The network and the heads on its embeddings."""
-        heads = (self.projection, self.prediction, self.selectors)
+        heads = (self.projection, self.prediction, self.selectors, self.memory_selectors)
         return chain(self.student.parameters(), *(head.parameters() for head in heads))
 
     def losses(self, batch: Batch, step: int, phase: str = "student") -> dict[str, Tensor]:
@@ -83,7 +87,7 @@ class SsNet(Method):
         target = logits.float().softmax(dim=1)
         draw = uniform(generator, *images.shape) - 0.5
         direction = _unit(draw).requires_grad_()
-        with _statistics_kept(self.student):
+        with kept_statistics(self.student):
             moved = self.student(images + self.config.magnitude * direction)
             (gradient,) = torch.autograd.grad(_overlap_loss(moved, target), direction)
             worst = self.student(images + self.config.magnitude * _unit(gradient))
@@ -91,23 +95,27 @@ class SsNet(Method):
 
     def _contrast(self, features: Tensor, logits: Tensor, label: Tensor, n: int, generator: torch.Generator) -> Tensor:
         """Mean weighted (1 - cosine) between voxels of each foreground class and its prototypes."""
-        flat = flat_channels(features).float()
-        labels, labeled = label.flatten(), torch.zeros(len(label), dtype=torch.bool, device=label.device)
-        labeled[:n] = True
-        labeled = labeled.repeat_interleave(label[0].numel())
-        right = labeled & (logits.argmax(dim=1).flatten() == labels)
+        flat, labels = flat_channels(features).float(), label.flatten()
+        border = n * label[0].numel()
+        right = logits.argmax(dim=1).flatten() == labels
+        right[border:] = False
+        embedded, of = [], []
+        for begin, end in ((0, border), (border, len(flat))):
+            count = min(self.config.samples, end - begin)
+            draws = torch.rand(count, generator=generator, device=generator.device).to(flat.device)
+            index = begin + (draws * (end - begin)).long()
+            embedded.append(self.prediction(self.projection(flat[index])))
+            of.append(labels[index])
         parts = []
-        for value, selector in enumerate(self.selectors, start=1):
-            of_class = labels == value
-            prototypes, real = self._prototypes(flat, right & of_class, selector, generator)
-            for group in (of_class & labeled, of_class & ~labeled):
-                index, found = pick(group, self.config.samples, generator)
-                embedded = self.prediction(self.projection(flat[index]))
-                cosine = F.normalize(embedded, dim=1) @ F.normalize(prototypes, dim=1).T
-                trust = selector(embedded.detach())[:, 0].sigmoid() * found
-                share = trust / trust.sum().clamp_min(1e-8)
-                distance = ((1 - cosine) * real).sum(dim=1) / real.sum().clamp_min(1)
-                parts.append((share * distance).sum() * real.any())
+        for value, (selector, memory) in enumerate(zip(self.selectors, self.memory_selectors, strict=True), start=1):
+            prototypes, real = self._prototypes(flat, right & (labels == value), selector, generator)
+            known = _shares(memory(F.normalize(prototypes, dim=1)), real)
+            for vectors, classes in zip(embedded, of, strict=True):
+                index, found = pick(classes == value, self.config.of_class, generator)
+                rows = vectors[_repeated(index, found)]  # batch norm of the selector sees no other class
+                cosine = F.normalize(rows, dim=1) @ F.normalize(prototypes, dim=1).T
+                shares = _shares(selector(rows.detach()), torch.ones_like(rows[:, 0]))
+                parts.append(((1 - cosine) * shares[:, None] * known).sum() * (found.any() & real.any()))
         total: Tensor = torch.stack(parts).sum() / len(self.selectors)
         return total
 
@@ -116,7 +124,7 @@ class SsNet(Method):
         self, flat: Tensor, mask: Tensor, selector: nn.Module, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """The best-scored projections of correctly labelled voxels (P, 32), and which are real (P,)."""
-        index, found = pick(mask, self.config.samples, generator)
+        index, found = pick(mask, self.config.of_class, generator)
         self.projection.eval(), selector.eval()
         projected = self.projection(flat[index])
         score = selector(projected)[:, 0].masked_fill(~found, -torch.inf)
@@ -126,28 +134,23 @@ class SsNet(Method):
 
 
 def _overlap_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Linear Dice loss between probabilities, over all classes and the whole batch."""
+    """Linear Dice loss between probabilities, one ratio over all classes and the whole batch (Binary_dice_loss)."""
     p = logits.float().softmax(dim=1)
-    axes = [0, *range(2, p.ndim)]
-    ratio = (2 * (p * target).sum(axes) + 1e-8) / ((p + target).sum(axes) + 1e-8)
-    loss: Tensor = (1 - ratio).mean()
-    return loss
+    return linear_ratio((p * target).sum(), p.sum() + target.sum())
+
+
+def _shares(scores: Tensor, real: Tensor) -> Tensor:
+    """(M, 1) scores -> (M,) weights of those that are real, together 1."""
+    trust = scores[:, 0].sigmoid() * real
+    return trust / trust.sum().clamp_min(1e-8)
+
+
+def _repeated(index: Tensor, found: Tensor) -> Tensor:
+    """What `pick` found, over and over, in the place of what is not real."""
+    return index[torch.arange(len(index), device=index.device) % found.sum().clamp_min(1)]
 
 
 def _unit(x: Tensor) -> Tensor:
     """Each sample scaled to Euclidean length 1."""
     length = x.flatten(1).norm(dim=1).view(-1, *[1] * (x.ndim - 1))
     return x.div(length + 1e-8)
-
-
-@contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Batch statistics are used and running ones not moved."""
-    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True

@@ -10,14 +10,14 @@ all methods here).
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..draws import normal
 from ..ema import Ema
-from ..losses import supervised_loss
+from ..losses import supervised_loss, weighted_mean
 from ..ramp import gaussian_ramp, ramped
 from .base import Batch, Method, MethodConfig, in_training_mode
 
@@ -34,8 +34,9 @@ class UaMtConfig(MethodConfig):
     ema: float = 0.99  # --ema_decay
     consistency: float = 0.1  # --consistency
     ramp_up: float = 1.0  # --consistency_rampup 40 epochs of 150 iterations = all of 6000
-    passes: int = 8  # T
+    passes: int = 8  # T, in pairs
     noise: float = 0.1  # standard deviation, cut at twice that
+    least_unlabeled: ClassVar[int] = 1
 
 
 class UaMt(Method):
@@ -60,7 +61,7 @@ class UaMt(Method):
             share = 0.75 + 0.25 * gaussian_ramp(step / self.iterations)
             certain = (entropy < share * math.log(classes)).float()
         squares = (unlabeled.float().softmax(dim=1) - target).square().sum(dim=1)
-        consistency = (certain * squares).sum() / (classes * certain.sum() + 1e-16)
+        consistency = weighted_mean(squares / classes, certain)
         weight = cfg.consistency * ramped(step, cfg.ramp_up, self.iterations)
         return {"supervised": supervised_loss(logits, batch.y), "consistency": weight * consistency}
 
@@ -70,14 +71,15 @@ class UaMt(Method):
 
     def _mean_prediction(self, batch: Batch) -> Tensor:
         """Mean probability over noise and dropout, two copies of the crops at a time as published."""
-        twice = batch.u.repeat(2, *[1] * (batch.u.ndim - 1))
         total: Tensor | None = None
-        for _ in range(self.config.passes // 2):
-            p = self.teacher(self._noisy(twice, batch.generator)).float().softmax(dim=1)
+        pairs = self.config.passes // 2
+        for _ in range(pairs):
+            twice = torch.cat([self._noisy(batch.u, batch.generator) for _ in range(2)])
+            p = self.teacher(twice).float().softmax(dim=1)
             pair = p.unflatten(0, (2, len(batch.u))).sum(dim=0)
             total = pair if total is None else total + pair
         assert total is not None
-        return total / self.config.passes
+        return total / (2 * pairs)
 
     def after_step(self, step: int) -> None:
         """Move the teacher."""

@@ -7,7 +7,7 @@ views go through one pass, so batch norm sees them together; the background has 
 """
 
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ class UniMatchConfig(MethodConfig):
     strong: float = 0.25  # each of two views
     perturbed: float = 0.5
     feature_dropout: float = 0.5
+    least_unlabeled: ClassVar[int] = 2
 
 
 class UniMatch(Method):

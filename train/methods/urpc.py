@@ -9,7 +9,7 @@ other methods; logarithms come from log_softmax, where the official log(softmax)
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..losses import supervised_loss
 from ..networks import Network
+from ..processes import summed
 from ..ramp import ramped
 from .base import Batch, Method, MethodConfig, pointwise
 
@@ -32,6 +33,7 @@ class UrpcConfig(MethodConfig):
     schedule: Literal["poly", "step", "constant"] = "step"
     consistency: float = 0.1  # --consistency
     ramp_up: float = 1.0
+    least_unlabeled: ClassVar[int] = 1
 
 
 class Urpc(Method):
@@ -61,8 +63,8 @@ class Urpc(Method):
         for log, one in zip(logs, p, strict=True):
             divergence = (mean * (log_mean - log)).sum(dim=1, keepdim=True)
             trust = torch.exp(-divergence)
-            rectified = ((mean - one).square() * trust).mean() / (trust.mean() + 1e-8)
-            parts.append(rectified + divergence.mean())
+            rectified, trusted = summed(torch.stack([((mean - one).square() * trust).mean(), trust.mean()]))
+            parts.append(rectified / (trusted + 1e-8) + divergence.mean())
         weight = self.config.consistency * ramped(step, self.config.ramp_up, self.iterations)
         return {"supervised": supervised, "consistency": weight * torch.stack(parts).mean()}
 
