@@ -11,7 +11,7 @@ import mmap
 import os
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -74,12 +74,14 @@ class Artifact:
     spec : the model's description.
     golden : proof pair, or None.
     head : the linear head, when the graph offers its features as a second output.
+    sha256 : of the file when it was loaded; of a served model, which has none, of its spec.
     """
 
     path: str
     spec: ModelSpec
     golden: Golden | None
     head: Head | None = None
+    sha256: str = ""
 
 
 def resolve(model: str | None, precision: str = "fp32", device: str = "auto") -> str:
@@ -92,7 +94,7 @@ def resolve(model: str | None, precision: str = "fp32", device: str = "auto") ->
     ------
     SegError : E-MODEL-MISSING when it is neither name nor path, or there is no int8 form.
     """
-    name = model or DEFAULT_MODEL
+    name = DEFAULT_MODEL if model is None else model
     shipped, small = MODELS / f"{name}.onnx", MODELS / f"{name}{INT8_SUFFIX}"
     if os.sep not in name and shipped.is_file() and not os.path.isfile(name):
         if precision == "int8" and not small.is_file():
@@ -105,7 +107,7 @@ def resolve(model: str | None, precision: str = "fp32", device: str = "auto") ->
         "E-MODEL-MISSING",
         Exit.MODEL,
         name,
-        "is a folder, not a model" if os.path.isdir(name) else "no such model",
+        "is a folder, not a model" if os.path.isdir(name) else "no such model" if name else "the model's name is empty",
         "give an .onnx file that seg-export wrote, or a name from seg-infer --models",
     )
 
@@ -130,7 +132,14 @@ def load(path: str) -> Artifact:
     if path.startswith(TRITON):
         from .backends.triton_ import load_served
 
-        return load_served(path)
+        served = load_served(path)
+        return replace(served, sha256=hashlib.sha256(served.spec.to_json().encode()).hexdigest())
+    artifact = _load_file(path)
+    with open(path, "rb") as file:
+        return replace(artifact, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _load_file(path: str) -> Artifact:
     if path.endswith((".engine", ".plan")):
         from .backends.engine_file import load_engine
 

@@ -15,7 +15,6 @@ from .display import Display
 from .errors import Exit, SegError, printable
 from .jobs import Batch, Form, Job, plan_jobs
 from .manifest import Finished, Manifest
-from .nifti import NiftiHeader
 from .outputs import plan_previews, plan_sides
 from .pipeline import Extras, process
 from .plan import PROTOCOLS, TilingOptions
@@ -49,8 +48,8 @@ class Request:
     quiet: bool = False
     debug: bool = False
 
-    def mask_options(self, engine: str, spec: ModelSpec) -> dict[str, Any]:
-        """What can change a mask's voxels besides the model: `resume` trusts a mask only under equal ones."""
+    def mask_options(self, engine: str, spec: ModelSpec, form: Form = "nifti") -> dict[str, Any]:
+        """What can change a mask's file besides the model: `resume` trusts a mask only under equal ones."""
         reading = asdict(self.reading) | {"series": hidden_series(self.reading.series)}
         del reading["max_voxels"]  # it refuses a scan or changes nothing
         for name in ("series", "time_point", "resample_tilt"):  # what is not about DICOM has records without them
@@ -59,7 +58,8 @@ class Request:
         computing = asdict(self.computing) | {"largest_component": largest_component(spec, self.computing)}
         for name in ("threads", "max_memory"):  # they change the last bits of sums at most
             del computing[name]
-        return {"engine": engine, **computing, **reading}
+        forms = {} if form == "nifti" else {"form": form}  # all DICOM forms have the same name
+        return {"engine": engine, **computing, **reading, **forms}
 
 
 def hidden_series(series: str | None) -> str | None:
@@ -78,7 +78,7 @@ def run(request: Request) -> int:
     ------
     SegError : what stops the whole call. An error of one scan of several does not.
     """
-    plan_sides(request.report, request.statistics, overwrite=request.overwrite or request.resume)
+    plan_sides(request.report, request.statistics, overwrite=request.overwrite)
     options = asdict(request)
     options["reading"]["series"] = hidden_series(request.reading.series)
     report = Report(options)
@@ -107,7 +107,7 @@ def _run(request: Request, report: Report) -> int:
     if request.dry_run:
         return _dry_run(batch, artifact, request)
     previews = plan_previews(request.preview, batch.jobs, request.overwrite or request.resume)
-    options = request.mask_options(engine_for(artifact.path, request.device), artifact.spec)
+    options = request.mask_options(engine_for(artifact.path, request.device), artifact.spec, batch.form)
     manifest = Manifest(batch.folder, artifact.spec, options) if batch.folder is not None else None
     unknown: set[str] = set()
     results = report.results = _settled(batch, manifest, previews, request, unknown) if request.resume else {}
@@ -147,7 +147,7 @@ def _served(request: Request) -> Artifact:
     With -m FILE it must be that file's network, whose masks are made as the file says; a name is the one it is served
     under.
     """
-    model = request.model or DEFAULT_MODEL
+    model = DEFAULT_MODEL if request.model is None else request.model
     mine = load(model).spec if os.path.isfile(model) else None
     name = model if mine is None else mine.name
     artifact = load(f"{TRITON}{','.join(request.triton)}/{name}")
@@ -174,7 +174,7 @@ def _dry_run(batch: Batch, artifact: Artifact, request: Request) -> int:
     for job in batch.jobs:
         result = Result(job)
         try:
-            header = _inspect(job, artifact, request)
+            header = inspect(job, request.reading, artifact.spec)
             plan = plan_header(header, artifact, request.computing, at_a_time=min(3, len(batch.jobs)))
             result.plan = plan.as_dict()
             print(f"{printable(job.scan)}: {plan.describe()}")
@@ -258,18 +258,10 @@ def _loading(artifact: Artifact, request: Request, todo: list[Job]) -> Iterator[
 def _expected_shape(job: Job, artifact: Artifact, request: Request) -> tuple[int, ...] | None:
     """(1, C, X, Y, Z) of the windows of a scan; None where reading it will say what is wrong."""
     try:
-        plan = plan_header(_inspect(job, artifact, request), artifact, request.computing)
+        plan = plan_header(inspect(job, request.reading, artifact.spec), artifact, request.computing)
     except SegError:
         return None
     return 1, len(artifact.spec.channels), *plan.tiling.window
-
-
-def _inspect(job: Job, artifact: Artifact, request: Request) -> NiftiHeader:
-    """The header, as reading the scan will find it."""
-    header = inspect(job, request.reading, artifact.spec)
-    if request.reading.volume is not None and not job.dicom:
-        header = replace(header, channels=1)
-    return header
 
 
 def _status(results: list[Result]) -> int:

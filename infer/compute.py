@@ -25,6 +25,7 @@ from .volume import Shape3, spacing_of
 MEMORY_SHARE = 0.9  # of what is free now; other processes go on
 COMPONENT_BYTES = 9  # a voxel while components are found: numbers of parts, what differs, two arrays of labels
 MOST_COARSE = 16  # slices of 10 mm for a model at 0.625 mm; beyond it the network would see interpolation alone
+MOST_FINE = 32  # along all axes: 0.03 mm for a model at 1 mm; a whole scan of those is a few voxels to the network
 
 
 @dataclass(frozen=True)
@@ -125,11 +126,11 @@ def plan_header(header: NiftiHeader, artifact: Artifact, options: ComputeOptions
 
     Raises
     ------
-    SegError : E-CHANNELS, E-GEO-2D, E-GEO-COARSE, E-LIMIT-MEMORY.
+    SegError : E-CHANNELS, E-GEO-2D, E-GEO-COARSE, E-GEO-FINE, E-LIMIT-MEMORY.
     """
     found = header.channels
     refuse_other_kind(artifact.spec, header.path, found, header.shape)
-    _refuse_coarse(header, artifact.spec)
+    _refuse_other_scale(header, artifact.spec)
     voxels = int(np.prod(header.shape))
     extra = voxels * (len(artifact.spec.labels) - 1) if options.probabilities else 0
     extra += COMPONENT_BYTES * voxels if largest_component(artifact.spec, options) else 0
@@ -149,12 +150,19 @@ def plan_header(header: NiftiHeader, artifact: Artifact, options: ComputeOptions
     )
 
 
-def _refuse_coarse(header: NiftiHeader, spec: ModelSpec) -> None:
-    """Voxels of 50 mm for a model at 1 mm are a wrong header, and would be resampled to a grid of days."""
+def _refuse_other_scale(header: NiftiHeader, spec: ModelSpec) -> None:
+    """Voxels of 50 mm for a model at 1 mm are a wrong header, and would be resampled to a grid of days.
+
+    So are those of 0.001 mm (metres taken for mm), of which the network would see one.
+    """
     grids = Grids.of(header.shape, header.affine, spec)
     finer = max(network / scan for network, scan in zip(grids.network, grids.scan, strict=True))
+    sizes = " x ".join(f"{mm:.4g}" for mm in spacing_of(header.affine))
+    if finer * MOST_FINE < 1:
+        found = f"voxels of {sizes} mm, of which the model takes {1 / finer:.0f} or more as one along every axis"
+        fix = "correct the voxel sizes in the header"
+        raise SegError("E-GEO-FINE", Exit.INPUT_REFUSED, header.path, found, fix, f"at most {MOST_FINE}")
     if finer > MOST_COARSE:
-        sizes = " x ".join(f"{mm:.4g}" for mm in spacing_of(header.affine))
         raise SegError(
             "E-GEO-COARSE",
             Exit.INPUT_REFUSED,

@@ -7,25 +7,38 @@ from pathlib import Path
 
 import numpy as np
 
+from .atomic import atomic_file, refuse_existing
+from .errors import SegError
 from .nifti import read
-from .phantom import atrium_phantom, write_nifti
+from .outputs import make_folder
+from .phantom import atrium_phantom, nifti_gz
+from .volume import Volume
 
 DEMO_SEED = 1000  # the shipped model's training phantoms have seeds below 100
 
 
 def run_demo(folder: str) -> int:
-    """Write scan, mask, preview and statistics into `folder`; returns the exit status."""
+    """Write scan, mask, preview and statistics into `folder`; returns the exit status.
+
+    Raises
+    ------
+    SegError : E-OUT-*, exit 30, where they cannot be written, or files of those names are not an earlier demo's.
+    """
     from .batch import Request, run
 
-    place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
+    make_folder(folder or ".")
     scan, mask, preview, statistics = (
-        str(place / name) for name in ("scan.nii.gz", "mask.nii.gz", "preview.png", "statistics.json")
+        str(Path(folder, name)) for name in ("scan.nii.gz", "mask.nii.gz", "preview.png", "statistics.json")
     )
     volume, truth = atrium_phantom(DEMO_SEED)
-    write_nifti(Path(scan), volume.voxels[0], volume.affine)
+    again = _holds(scan, volume)
+    if not again:
+        for path in (scan, mask, preview, statistics):
+            refuse_existing(path, overwrite=False)
+        with atomic_file(scan, overwrite=False) as file:
+            file.write(nifti_gz(volume.voxels[0], volume.affine))
     began = time.perf_counter()
-    request = Request([scan], mask, statistics=statistics, preview=preview, overwrite=True)
+    request = Request([scan], mask, statistics=statistics, preview=preview, overwrite=again)
     if status := run(request):
         return status
     seconds = time.perf_counter() - began
@@ -43,3 +56,12 @@ def run_demo(folder: str) -> int:
         print(f"seg-infer: the demo's Dice is {dice:.3f}, expected at least 0.8", file=sys.stderr)
         return 70
     return 0
+
+
+def _holds(path: str, volume: Volume) -> bool:
+    """Whether a file is the demo's scan."""
+    try:
+        found = read(path).volume
+    except SegError:
+        return False
+    return np.array_equal(found.affine, volume.affine) and np.array_equal(found.voxels, volume.voxels)

@@ -83,7 +83,7 @@ def _file(path: str) -> Source:
 
 def _folder(path: str) -> list[Source]:
     try:
-        names = sorted(n for n in os.listdir(path) if n.lower().endswith(SUFFIXES) and not n.startswith("."))
+        names = sorted(n for n in os.listdir(path) if n.lower().endswith(SUFFIXES + PAIR_SUFFIXES) and n[0] != ".")
     except OSError as error:
         found, fix = f"cannot be listed ({error.strerror})", "check its permissions"
         raise SegError("E-IN-READ", Exit.INPUT_MISSING, path, found, fix) from error

@@ -1,7 +1,8 @@
 """Whether a scan's intensities can be those that the model was made for.
 
 Only a model with fixed normalisation (CT, in Hounsfield units) depends on the unit: one that normalises each scan by
-itself takes any. A scan in another unit gives an empty or partial mask without a word, so it is refused.
+itself takes any but a single value. A scan in another unit gives an empty or partial mask without a word, so it is
+refused.
 """
 
 from dataclasses import replace
@@ -24,6 +25,8 @@ def check_intensities(volume: Volume, spec: ModelSpec, path: str) -> None:
     ------
     SegError : E-INTENSITY, exit 12.
     """
+    if spec.normalisation.kind != "fixed":
+        _refuse_constant(volume, path)
     if spec.normalisation.kind != "fixed" or spec.intensity_range is None:
         return
     stride = max(1, int((volume.voxels.size / SAMPLES) ** (1 / 3)))
@@ -42,3 +45,13 @@ def check_intensities(volume: Volume, spec: ModelSpec, path: str) -> None:
         "or insist with --force-intensity",
         f"about {lowest:.4g} to {highest:.4g} for {spec.name}",
     )
+
+
+def _refuse_constant(volume: Volume, path: str) -> None:
+    """A scan whose channels have one value each shows nothing, but a network finds something in it all the same."""
+    for voxels in (volume.voxels[:, ::8, ::8, ::8], volume.voxels):  # nearly every scan is known by a few
+        if any(channel.min() < channel.max() for channel in voxels):
+            return
+    value = float(volume.voxels[0, 0, 0, 0]) * volume.slope + volume.intercept
+    found, fix = f"has the value {value:.6g} in every voxel", "give the scan itself"
+    raise SegError("E-INTENSITY", Exit.INPUT_REFUSED, path, found, fix, "an image")

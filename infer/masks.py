@@ -55,7 +55,9 @@ def keep_unless_equal(path: str, mask: Labels, scan: Scan, artifact: Artifact, f
     ------
     SegError : E-OUT-EXISTS, exit 30.
     """
-    if form == "nifti":
+    if not os.access(path, os.R_OK):  # a link to nothing, too
+        same = False
+    elif form == "nifti":
         same = FileState.of([path]).sha256 == mask_sha256(path, mask, scan.header)
     else:
         from .dicom.derived import created, digest
@@ -82,7 +84,7 @@ def mask_dataset(
 
     assert scan.series is not None
     labels = mask if scan.restore is None else scan.restore(mask)
-    model_sha256 = FileState.of([artifact.path]).sha256
+    model_sha256 = artifact.sha256
     if form == "rtstruct":
         return rtstruct_dataset(scan.series, labels, artifact.spec, model_sha256=model_sha256, created=created)
     kind: Kind = "LABELMAP" if form == "labelmap" else "BINARY"

@@ -169,7 +169,7 @@ def _refuse_singular(path: str, affine: Matrix, form: Form) -> None:
     columns = affine[:3, :3]
     norms = spacing_of(affine)
     determinant = float(np.linalg.det(columns / norms)) if norms.all() else 0.0
-    if abs(determinant) < _MIN_DETERMINANT:
+    if not abs(determinant) >= _MIN_DETERMINANT:  # NaN neither
         found = f"the {form} puts the voxels in a plane or line (determinant {float(np.linalg.det(columns)):.3g})"
         fix = "restore the geometry from the original scan"
         raise SegError("E-GEO-SINGULAR", Exit.INPUT_REFUSED, path, found, fix, "three independent axes")

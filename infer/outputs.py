@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,10 @@ def plan_previews(target: str | None, jobs: "Sequence[Job]", overwrite: bool = F
         return {jobs[0].mask: target}
     make_folder(target)
     pictures = {job.mask: os.path.join(target, job.name + ".png") for job in jobs}
-    for picture in pictures.values():
+    for picture, times in Counter(pictures.values()).items():
         refuse_existing(picture, overwrite)
+        if times > 1:  # m.nii and m.nii.gz
+            raise SegError("E-OUT-SAME", Exit.OUTPUT, picture, "is the picture of two scans", "name the masks apart")
     return pictures
 
 

@@ -7,9 +7,11 @@ of motion or pathology and is no evidence of clinical accuracy.
 """
 
 import argparse
+import gzip
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -237,9 +239,20 @@ def write_nifti(path: Path, voxels: NDArray[np.generic], affine: NDArray[np.floa
     """Write (X, Y, Z) voxels with an affine in mm, RAS+."""
     import nibabel as nib
 
+    nib.save(_image(voxels, affine), path)
+
+
+def nifti_gz(voxels: NDArray[np.generic], affine: NDArray[np.float64]) -> bytes:
+    """The content of a .nii.gz file of them."""
+    return gzip.compress(_image(voxels, affine).to_bytes(), 1, mtime=0)
+
+
+def _image(voxels: NDArray[np.generic], affine: NDArray[np.float64]) -> Any:
+    import nibabel as nib
+
     image = nib.Nifti1Image(voxels, affine)  # type: ignore[no-untyped-call]
     image.header.set_xyzt_units("mm")  # type: ignore[no-untyped-call]
-    nib.save(image, path)
+    return image
 
 
 def main(arguments: list[str] | None = None) -> None:

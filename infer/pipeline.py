@@ -9,17 +9,19 @@ import time
 from collections.abc import Collection, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from math import prod
 from threading import Event
 
 from .artifact import Artifact
 from .backends import Backend
-from .compute import Computed, ComputeOptions, compute
+from .compute import Computed, ComputeOptions, compute, plan_header
 from .dicomweb.address import is_address
+from .errors import SegError
 from .jobs import Form, Job
 from .manifest import FileState, Manifest, scan_state, stamp
 from .masks import about_codes, keep_unless_equal, write_mask
 from .nifti_write import write_probabilities
-from .reading import ReadOptions, parts, read
+from .reading import ReadOptions, inspect, parts, read
 from .result import Result
 from .scan import Scan
 from .spec import ModelSpec
@@ -93,11 +95,16 @@ def process(
     backend : the network, possibly still loading while the first scan is read. If it does not load, that error ends
         the iteration: no scan can do without it.
     """
-    hashes, spec = extras.hashes or extras.manifest is not None, artifact.spec
+    hashes = extras.hashes or extras.manifest is not None
+    at_a_time = min(3, len(jobs))  # the next one is being read, the last one's mask written
     with _Threads() as threads:
 
+        def load(job: Job) -> _Loaded:
+            _refuse_too_large(job, artifact, options, reading, at_a_time)
+            return _read(job, artifact.spec, reading, hashes)
+
         def fetch(number: int) -> "Future[_Loaded] | None":
-            return threads.reader.submit(_read, jobs[number], spec, reading, hashes) if number < len(jobs) else None
+            return threads.reader.submit(load, jobs[number]) if number < len(jobs) else None
 
         current, written = fetch(0), None
         for number, job in enumerate(jobs):
@@ -108,7 +115,6 @@ def process(
             if failure is None:
                 scan = _take(current.result(), result)
                 engine = _await_network(backend, result)
-                at_a_time = min(3, len(jobs))  # the next one is being read, the last one's mask written
                 work = threads.computer.submit(_compute, scan, artifact, engine, options, result, at_a_time)
                 if (failure := work.exception()) is None:
                     done = work.result()
@@ -126,6 +132,24 @@ def _done(result: Result) -> "Future[Result]":
     finished: Future[Result] = Future()
     finished.set_result(result)
     return finished
+
+
+def _refuse_too_large(
+    job: Job, artifact: Artifact, options: ComputeOptions, reading: ReadOptions, at_a_time: int
+) -> None:
+    """Raise SegError, E-LIMIT-MEMORY, from the header of a NIfTI file: before its voxels are in memory.
+
+    What else is wrong, reading says.
+    """
+    if job.dicom:
+        return
+    try:
+        header = inspect(job, reading, artifact.spec)
+        if prod(header.shape) <= reading.max_voxels:
+            plan_header(header, artifact, options, at_a_time=at_a_time)
+    except SegError as error:
+        if error.code == "E-LIMIT-MEMORY":
+            raise
 
 
 def _read(job: Job, spec: ModelSpec, options: ReadOptions, hashes: bool) -> _Loaded:
@@ -199,6 +223,8 @@ def _outputs(
 ) -> None:
     """The mask comes last but for its record: a picture without a mask misleads nobody, and nothing is half done."""
     spec, job, mask = artifact.spec, result.job, done.labels
+    if job.mask in extras.unknown:
+        keep_unless_equal(job.mask, mask, scan, artifact, extras.form)
     if extras.statistics or extras.manifest is not None:
         from .statistics import mask_statistics
 
@@ -211,9 +237,7 @@ def _outputs(
         return  # nobody waits for this result
     if done.probabilities is not None:
         write_probabilities(job.probabilities, done.probabilities, scan.header, overwrite=extras.overwrite)
-    if job.mask in extras.unknown:
-        keep_unless_equal(job.mask, mask, scan, artifact, extras.form)
-    else:
+    if job.mask not in extras.unknown:
         write_mask(job.mask, mask, scan, artifact, extras.form, overwrite=extras.overwrite)
     result.notes += about_codes(artifact, extras.form)
     if extras.manifest is not None and result.scan is not None:

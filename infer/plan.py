@@ -136,6 +136,8 @@ def plan_scan(
         layer = 4 * planes * 4 * int(np.prod(grids.scan)) // grids.scan[tiling.axis]
         activations = (spec.cost.bytes + 4 * (channels_out + 1)) * tile
         inputs = 4 * len(spec.channels) * (slab + tile)
+        if passes > 1:  # a mirrored window, and the sum of what comes out
+            inputs += 4 * (len(spec.channels) + channels_out) * tile
         return int(BASE_BYTES + scan_bytes + labels + layer + SLACK * (inputs + ring + activations))
 
     tiling = choose_tiling(grids.network, spec, options)

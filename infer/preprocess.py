@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from .arrays import to_host
 from .classes import Head, classes_of, probabilities_of
+from .errors import Exit, SegError
 from .resample import linear_taps, resample_plane, resampled_extent
 from .spec import ModelSpec, Normalisation
 from .volume import Reorientation, Shape3, Volume, spacing_of
@@ -110,7 +111,12 @@ class _Intensity:
 
     @classmethod
     def of(cls, stored: NDArray[np.generic], slope: float, intercept: float, norm: Normalisation) -> "_Intensity":
-        """For "zscore", mean and deviation of one channel's voxels; one pass, plane by plane."""
+        """For "zscore", mean and deviation of one channel's voxels; one pass, plane by plane.
+
+        Raises
+        ------
+        SegError : E-INTENSITY, exit 12, when float32 cannot hold a square.
+        """
         rule = cls(np.float32(slope), np.float32(intercept), norm.lower, norm.upper, np.float32(0), np.float32(1))
         if norm.kind == "fixed":
             return replace(rule, mean=np.float32(norm.mean), scale=np.float32(1.0 / norm.std))
@@ -122,7 +128,12 @@ class _Intensity:
         for plane in planes:
             flat = shifted.apply(plane).ravel()
             total += float(flat.sum(dtype=np.float64))
-            square += float(np.dot(flat, flat))
+            with np.errstate(over="ignore"):
+                square += float(np.dot(flat, flat))
+        if not np.isfinite(square):
+            found = "has values so large that all others become one, such as a mark where nothing was measured"
+            fix = "set those voxels to the value of the background"
+            raise SegError("E-INTENSITY", Exit.INPUT_REFUSED, "", found, fix)
         rest = total / stored.size
         std = float(np.sqrt(max(square / stored.size - rest * rest, 0.0)))
         mean = float(shifted.mean) + rest

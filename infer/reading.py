@@ -59,14 +59,15 @@ def read(job: Job, options: ReadOptions, spec: ModelSpec) -> Scan:
 
 
 def inspect(job: Job, options: ReadOptions, spec: ModelSpec) -> NiftiHeader:
-    """The header of a scan alone. Raises SegError as `read`."""
+    """The header of a scan alone, as reading will find it. Raises SegError as `read`."""
     if job.dicom:
         from .dicom.read import inspect as inspect_series
 
         with _folder_of(job) as path:
             header = inspect_series(path, _dicom(job, options), spec=spec)
         return replace(header, path=job.scan)
-    return nifti.inspect(job.scan, prefer=options.prefer)
+    header = nifti.inspect(job.scan, prefer=options.prefer)
+    return header if options.volume is None else replace(header, channels=1)
 
 
 def _folder_of(job: Job) -> AbstractContextManager[str]:

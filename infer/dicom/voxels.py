@@ -49,9 +49,8 @@ def layout_of(header: Header) -> Layout:
     names = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation")
     rows, columns, allocated, stored, sign = (whole_number(header, name) for name in names)
     if rows is None or columns is None or allocated is None or stored is None or sign not in (0, 1):
-        absent = [
-            name for name, value in zip(names, (rows, columns, allocated, stored, sign), strict=True) if not value
-        ]
+        given = (rows, columns, allocated, stored, sign if sign in (0, 1) else None)
+        absent = [name for name, value in zip(names, given, strict=True) if value is None]
         raise _contradiction(header, f"{named(absent)} missing or wrong", "a description of the pixels")
     if allocated not in (8, 16, 32) or not 0 < stored <= allocated:
         raise _contradiction(
@@ -233,7 +232,11 @@ def _scaled(frame: Frame, values: NDArray[np.generic]) -> NDArray[np.float32]:
     if frame.lookup_table() is not None:
         from pydicom.pixels.processing import apply_modality_lut
 
-        table: NDArray[np.float32] = apply_modality_lut(values, frame.header.dataset).astype(np.float32)
+        try:
+            table: NDArray[np.float32] = apply_modality_lut(values, frame.header.dataset).astype(np.float32)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            found = "its lookup table (ModalityLUTSequence) is damaged"
+            raise SegError("E-DCM-RESCALE", Exit.INPUT_REFUSED, frame.header.name, found, EXPORT_AGAIN) from error
         return table
     return values.astype(np.float32) * np.float32(frame.slope or 1.0) + np.float32(frame.intercept or 0.0)
 

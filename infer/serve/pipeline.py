@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from ..artifact import Artifact, load, resolve
 from ..backends import Backend
 from ..compute import ComputeOptions, compute, load_network
-from ..manifest import FileState
 from ..masks import mask_dataset
 
 if TYPE_CHECKING:
@@ -27,8 +26,8 @@ class PipelineSegmenter:
         self._options = ComputeOptions()
 
     def identity(self, model: str) -> str:
-        """Digest of a model's file. Raises SegError E-MODEL-*."""
-        return FileState.of([self._artifact(model).path]).sha256
+        """Digest of the model's file as it was loaded. Raises SegError E-MODEL-*."""
+        return self._artifact(model).sha256
 
     def segment(self, folder: Path, model: str) -> "Sequence[Dataset]":
         """The SEG of the one series in a folder. Raises SegError as `dicom.read.read` and `compute`."""

@@ -1,5 +1,6 @@
 """The client of a Triton server, against a real one: the same masks as here, and one clear line when it is gone."""
 
+import hashlib
 import json
 import os
 import signal
@@ -13,7 +14,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 from commands import command, infer, run, voxels
+from dicom_files import write_series
 from known import boxes, plain_spec, write_artifact
+from pydicom import dcmread
 from small_nets import windows
 from triton_process import TritonProcess, free_ports, reason_to_skip
 
@@ -100,6 +103,15 @@ def test_the_spec_comes_from_the_server(server: TritonProcess, artifact: str) ->
     assert served.golden is not None
     assert local.golden is not None
     np.testing.assert_array_equal(served.golden.logits, local.golden.logits)
+    assert local.sha256 == hashlib.sha256(Path(artifact).read_bytes()).hexdigest()
+    assert served.sha256 == hashlib.sha256(served.spec.to_json().encode()).hexdigest()
+
+
+def test_a_dicom_mask_names_a_served_model(server: TritonProcess, tmp_path: Path) -> None:
+    write_series(tmp_path / "series", boxes())
+    out = str(tmp_path / "mask.dcm")
+    assert run(str(tmp_path / "series"), "-o", out, "--triton", server.url, "-m", "three") == 0
+    assert dcmread(out).Modality == "SEG"
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 4, 6, 8), (3, 1, 5, 4, 3), (7, 1, 16, 16, 16)])

@@ -195,6 +195,19 @@ def test_voxels_far_coarser_than_the_models_are_refused(
     assert run(thick, "-o", out, "-m", model, "-q") == 0
 
 
+def test_voxels_far_finer_than_the_models_are_refused(
+    write_scan: Write, threshold_model: Model, tmp_path: Path
+) -> None:
+    """A scan in metres taken for mm; one axis alone may be fine."""
+    model, out = threshold_model(spacing=(1.0, 1.0, 1.0)), str(tmp_path / "m.nii.gz")
+    tiny = write_scan("tiny.nii.gz", np.ones((80, 80, 80), np.int16), np.diag([0.02, 0.02, 0.02, 1.0]))
+    done = infer(tiny, "-o", out, "-m", model)
+    assert (done.returncode, f"E-GEO-FINE: {tiny}" in done.stderr) == (12, True), done.stderr
+    assert not Path(out).exists()
+    flat = write_scan("flat.nii.gz", np.ones((80, 80, 80), np.int16), np.diag([0.02, 0.02, 1.0, 1.0]))
+    assert run(flat, "-o", out, "-m", model, "-q") == 0
+
+
 def test_an_empty_mask_is_noted(write_scan: Write, threshold_model: Model, tmp_path: Path) -> None:
     scan = write_scan("a.nii.gz", np.full((5, 6, 7), -1024, np.int16))
     done = infer(scan, "-o", str(tmp_path / "m.nii.gz"), "-m", threshold_model())

@@ -8,7 +8,7 @@ import pytest
 
 from seg.infer.errors import SegError
 from seg.infer.inputs import Source, expand, stem
-from seg.infer.jobs import plan_jobs
+from seg.infer.jobs import Job, plan_jobs
 from seg.infer.outputs import plan_previews, plan_sides
 
 
@@ -41,8 +41,8 @@ def refused(code: str, call: Callable[..., object], *arguments: object) -> SegEr
 
 
 def test_a_folder_is_its_scans(place: Place) -> None:
-    place("d/b.nii", "d/a.NII.GZ", "d/.hidden.nii", "d/notes.txt", "d/deep/c.nii")
-    assert scans("d") == ["d/a.NII.GZ", "d/b.nii"]
+    place("d/b.nii", "d/a.NII.GZ", "d/.hidden.nii", "d/notes.txt", "d/deep/c.nii", "d/p.hdr", "d/p.img")
+    assert scans("d") == ["d/a.NII.GZ", "d/b.nii", "d/p.hdr"]
 
 
 def test_patterns(place: Place) -> None:
@@ -122,6 +122,9 @@ def test_masks_of_a_folder(place: Place) -> None:
         ("other/a.nii", "out/named.nii.gz", "named"),
     ]
     assert plan_previews("pictures", batch.jobs)["out/named.nii.gz"] == "pictures/named.png"
+    same = [Job("a.nii", "out/m.nii"), Job("b.nii", "out/m.nii.gz")]
+    with pytest.raises(SegError, match="the picture of two scans"):
+        plan_previews("pictures", same)
 
 
 def test_one_mask_has_its_own_path_only_for_one_named_file(place: Place) -> None:

@@ -61,3 +61,13 @@ def test_the_command_says_so_and_can_be_overruled(
     assert not out.exists()
     assert infer(path, "-o", str(out), "-m", model, "--force-intensity").returncode == 0
     assert out.exists()
+
+
+def test_a_scan_of_one_value_is_refused_by_every_model() -> None:
+    spec = plain_spec(normalisation=Normalisation("zscore"))
+    flat = np.full((2, 6, 5, 4), 7, np.int16)
+    with pytest.raises(SegError, match="the value 7 in every voxel") as refused:
+        check_intensities(Volume(flat, np.eye(4)), spec, "scan.nii")
+    assert refused.value.exit == 12
+    flat[1, 3, 2, 1] = 8  # of several channels one may be empty
+    check_intensities(Volume(flat, np.eye(4)), spec, "scan.nii")

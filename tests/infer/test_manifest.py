@@ -212,6 +212,26 @@ def test_continue_never_replaces_somebodys_work(folder: Folder) -> None:
     np.testing.assert_array_equal(voxels(folder.out / "a.nii.gz"), boxes() > 0)
 
 
+def test_continue_makes_no_side_outputs_of_somebodys_mask(folder: Folder, tmp_path: Path) -> None:
+    """Nor does it replace a JSON file that is not ours, or stumble over a mask that cannot be read."""
+    folder.out.mkdir()
+    (folder.out / "a.nii.gz").write_bytes(b"made by something else")
+    (folder.out / "a_probabilities.nii.gz").write_bytes(b"likewise")
+    (folder.out / "b.nii.gz").symlink_to(tmp_path / "content that is not here")
+    (tmp_path / "png").mkdir()
+    (tmp_path / "png" / "a.png").write_bytes(b"a picture")
+    sides = ["--preview", str(tmp_path / "png"), "--save-probabilities"]
+    assert folder("--continue", *sides) == {"a": "failed", "b": "failed", "c": "done"}
+    codes = [row["error"]["code"] for row in json.loads((folder.place / "report.json").read_text())["scans"][:2]]
+    assert codes == ["E-OUT-EXISTS"] * 2
+    assert (folder.out / "a_probabilities.nii.gz").read_bytes() == b"likewise"
+    assert (tmp_path / "png" / "a.png").read_bytes() == b"a picture"
+    (tmp_path / "theirs.json").write_text("{}")
+    words = [str(tmp_path / "scans"), "-o", str(folder.out), "-m", folder.model, "-q", "--continue"]
+    assert run(*words, "--statistics", str(tmp_path / "theirs.json")) == 30
+    assert (tmp_path / "theirs.json").read_text() == "{}"
+
+
 def test_continue_with_side_outputs(folder: Folder, tmp_path: Path) -> None:
     """Statistics of skipped scans are those recorded; a missing picture makes its scan be done again."""
     assert folder() == dict.fromkeys("abc", "done")

@@ -156,6 +156,15 @@ def test_bad_input_is_one_line(
     assert list(folder.iterdir()) == []
 
 
+def test_too_large_a_scan_is_refused_before_its_voxels_are_read(
+    tmp_path: Path, write_scan: Write, threshold_model: Model
+) -> None:
+    path = write_scan("scan.nii", np.zeros((300, 300, 300), np.int16))
+    os.truncate(path, 1000)  # reading would find that
+    done = infer(path, "-o", str(tmp_path / "m.nii.gz"), "-m", threshold_model(), "--max-memory", "200M")
+    assert (done.returncode, "E-LIMIT-MEMORY" in done.stderr) == (13, True), done.stderr
+
+
 def test_bad_outputs(tmp_path: Path, write_scan: Write, threshold_model: Model) -> None:
     scan, model = write_scan("scan.nii.gz", boxes()), threshold_model()
     before = Path(scan).read_bytes()
@@ -177,6 +186,14 @@ def test_bad_outputs(tmp_path: Path, write_scan: Write, threshold_model: Model) 
     assert (tmp_path / "there.nii.gz").read_bytes() == b"old"
     assert Path(scan).read_bytes() == before
     assert run(scan, "-o", str(tmp_path / "there.nii.gz"), "-m", model, "--overwrite", "-q") == 0
+
+
+def test_an_empty_model_name_is_no_default(
+    tmp_path: Path, write_scan: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a script gives it whose variable is not set."""
+    assert run(write_scan("scan.nii.gz", boxes()), "-o", str(tmp_path / "m.nii.gz"), "-m", "") == 20
+    assert "E-MODEL-MISSING: the model's name is empty" in capsys.readouterr().err
 
 
 def test_wrong_models(tmp_path: Path, write_scan: Write, threshold_model: Model) -> None:

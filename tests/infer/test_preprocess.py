@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from known import boxes, oblique_affine, plain_spec
 
+from seg.infer.errors import SegError
 from seg.infer.preprocess import Grids, forward, restore
 from seg.infer.resample import linear_matrix
 from seg.infer.spec import Normalisation
@@ -41,6 +42,14 @@ def test_a_constant_scan_becomes_zeros() -> None:
     volume = Volume(np.full((1, 6, 5, 4), -1024, np.int16), np.eye(4))
     found, _ = forward(volume, plain_spec(normalisation=Normalisation("zscore")))
     assert (found == 0).all()
+
+
+def test_a_mark_that_drowns_all_other_values_is_refused() -> None:
+    values = np.random.default_rng(0).normal(100, 20, (1, 6, 5, 4)).astype(np.float32)
+    values[0, 0, 0, 0] = np.finfo(np.float32).min
+    with pytest.raises(SegError, match="E-INTENSITY") as refused:
+        forward(Volume(values, np.eye(4)), plain_spec(normalisation=Normalisation("zscore")))
+    assert refused.value.exit == 12
 
 
 def test_wrong_channel_count_is_refused() -> None:

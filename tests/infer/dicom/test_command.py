@@ -150,6 +150,15 @@ def test_continue(scan: str, tmp_path: Path, threshold_model: Model, capsys: pyt
     assert uid("series", 1) not in (tmp_path / "out" / NAME).read_text()
 
 
+def test_continue_knows_the_forms_of_masks_apart(scan: str, tmp_path: Path, threshold_model: Model) -> None:
+    """All are named scan.dcm."""
+    words = [scan, "-o", f"{tmp_path}/out/", "-m", threshold_model(), "--continue", "-q", "--format"]
+    for form, modality in (("seg", "SEG"), ("rtstruct", "RTSTRUCT")):
+        for _ in range(2):
+            assert run(*words, form) == 0
+            assert dcmread(tmp_path / "out" / "scan.dcm").Modality == modality
+
+
 def test_continue_after_a_stop_between_mask_and_record(scan: str, tmp_path: Path, threshold_model: Model) -> None:
     """A SEG without a record is known by its instance UID, which stands for its content; another one is kept."""
     words = [scan, "-o", f"{tmp_path}/out/", "-m", threshold_model(), "--continue", "-q", "--format", "seg"]

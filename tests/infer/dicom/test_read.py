@@ -211,6 +211,23 @@ def test_a_lookup_table_is_applied(tmp_path: Path) -> None:
     np.testing.assert_array_equal(values(read(str(tmp_path))), 3.0 * boxes() + 5)
 
 
+@pytest.mark.parametrize("gone", ["LUTDescriptor", "LUTData"])
+def test_a_damaged_lookup_table_is_refused(tmp_path: Path, gone: str) -> None:
+    table = Dataset()
+    table.add_new("LUTDescriptor", "US", [4096, 0, 16])
+    table.add_new("LUTData", "OW", np.arange(4096).astype("<u2").tobytes())
+    table.ModalityLUTType = "HU"
+    delattr(table, gone)
+
+    def edit(_: int, dataset: Dataset) -> None:
+        del dataset.RescaleSlope, dataset.RescaleIntercept
+        dataset.ModalityLUTSequence = [table]
+
+    write_series(tmp_path, boxes().astype(np.uint16), edit=edit)
+    with pytest.raises(SegError, match="E-DCM-RESCALE"):
+        read(str(tmp_path))
+
+
 def other_objects(folder: Path) -> None:
     """D25: one of each kind that may lie beside a series."""
     classes = {

@@ -258,6 +258,8 @@ ROWS: list[tuple[str, Make, list[str], int, str, list[str]]] = [
      [], 12, "E-DCM-STACKS", ["4294967295"]),
     ("D16 bits", series(edit=on(None, BitsAllocated=12)), [], 11, "E-DCM-PIXELS", ["BitsAllocated 12"]),
     ("D16 stored", series(edit=on(None, BitsStored=17, HighBit=16)), [], 11, "E-DCM-PIXELS", ["BitsStored 17"]),
+    ("D16 missing", series(edit=on(None, BitsStored=None, PixelRepresentation=0)), [], 11, "E-DCM-PIXELS",
+     ["BitsStored missing or wrong"]),
     ("D16 high bit", series(edit=on(None, BitsStored=12, HighBit=15)), [], 11, "E-DCM-PIXELS", ["HighBit 15 for 12"]),
     ("D17 one", series(edit=on([2], ImagePositionPatient=None)), [], 12, "E-DCM-GEOMETRY",
      ["1 of 9 files have no ImagePositionPatient: 002.dcm"]),
