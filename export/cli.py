@@ -81,7 +81,7 @@ def seg_export(
             if triton is not None:
                 _to_triton(path, triton, triton_backend, triton_half, overwrite, quiet)
             elif bundle is not None:
-                _to_bundle(path, bundle, quiet)
+                _to_bundle(path, bundle, overwrite, quiet)
             elif output is not None:
                 _to_engine(path, output, (trt_profile, trt_window, workspace, timing_cache), overwrite, quiet)
 
@@ -162,10 +162,10 @@ def _to_triton(path: str, folder: str, backend: "TritonBackendName", half: bool,
         say(f"      seg-infer scan.nii.gz -o mask.nii.gz -m {model} --triton localhost:8001")
 
 
-def _to_bundle(path: str, folder: str, quiet: bool) -> None:
+def _to_bundle(path: str, folder: str, overwrite: bool, quiet: bool) -> None:
     from .bundle import write_bundle
 
-    write_bundle(path, folder)
+    write_bundle(path, folder, overwrite=overwrite)
     if not quiet:
         say(
             f"next: see {folder}/docs/README.md, or python -m monai.bundle run --config_file {folder}/configs/inference.json"

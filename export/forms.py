@@ -103,7 +103,8 @@ def make_all(
             remark = f"{'not made' if error.code in ABSENT else 'failed'}: {error.found}"
             if error.code not in ABSENT:
                 failures.append(error)
-        _remove(target)
+        if not source.is_made_from(target):
+            _remove(target)
         forms.append(Form(name, None, remark=printable(remark)))
         say(f"{name}: {forms[-1].remark}")
     for line in table(forms, original.name, len(scans.verification)):

@@ -7,13 +7,13 @@ from torch import nn
 
 from seg.infer.artifact import INT8_SUFFIX, Golden, load
 from seg.infer.backends import open_backend
+from seg.infer.backends.triton_ import model_name
 from seg.infer.compute import stored_precision
 from seg.infer.errors import Exit, SegError
 from seg.infer.spec import ModelSpec
 
 from .onnx_ import golden_of
 from .proof import Original
-from .triton import model_name
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,13 @@ class Source:
         """Of the files: the model's."""
         return model_name(self.spec)
 
+    def is_made_from(self, path: str) -> bool:
+        """Whether a file is the artifact, or the int8 file beside it."""
+        if self.path is None or not os.path.exists(path):
+            return False
+        own = (self.path, _beside(self.path))
+        return any(os.path.exists(file) and os.path.samefile(file, path) for file in own)
+
     def original(self) -> Original:
         """The fp32 network: torch's own for a run, else the artifact in OpenVINO."""
         if self.module is not None:
@@ -72,7 +79,7 @@ def int8_beside(path: str) -> str | None:
     ------
     SegError : E-EXPORT-SOURCE, exit status 20, when the file there is another model's.
     """
-    beside = path.removesuffix(".onnx") + INT8_SUFFIX
+    beside = _beside(path)
     if not os.path.isfile(beside):
         return None
     mine, other = load(path).spec, load(beside).spec
@@ -85,3 +92,7 @@ def int8_beside(path: str) -> str | None:
 def _identity(spec: ModelSpec) -> tuple[ModelSpec, object]:
     """What all forms of a model share."""
     return replace(spec, card={}, versions={}, graph_sha256=""), spec.card.get("training")
+
+
+def _beside(path: str) -> str:
+    return path.removesuffix(".onnx") + INT8_SUFFIX

@@ -11,7 +11,6 @@ has, and its memory.
 """
 
 import os
-import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -19,9 +18,9 @@ from typing import Literal
 
 from seg.infer.artifact import GOLDEN_KEY, HEAD_KEY, SPEC_KEY, Artifact, load
 from seg.infer.atomic import atomic_text, output_error, refuse_existing
+from seg.infer.backends.triton_ import model_name
 from seg.infer.errors import Exit, SegError
 from seg.infer.outputs import make_folder
-from seg.infer.spec import ModelSpec
 
 TritonBackendName = Literal["onnxruntime", "python", "tensorrt"]
 
@@ -59,13 +58,12 @@ def write_model_repository(
     refuse_existing(str(home / "config.pbtxt"), overwrite)
     version = 1 + max((int(p.name) for p in home.iterdir() if p.name.isdigit()), default=0)
     _write_version(artifact, home / str(version), backend)
-    atomic_text(str(home / "config.pbtxt"), config(artifact, model, backend, half))
+    try:
+        atomic_text(str(home / "config.pbtxt"), config(artifact, model, backend, half))
+    except SegError:
+        shutil.rmtree(home / str(version), ignore_errors=True)  # lest a server takes it with the spec of the one before
+        raise
     return model
-
-
-def model_name(spec: ModelSpec) -> str:
-    """The spec's name with what a folder's name and an address can hold."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", spec.name).strip(".-") or "model"
 
 
 def _refuse_backend(artifact: Artifact, backend: str, half: bool) -> None:

@@ -147,9 +147,11 @@ def _served(request: Request) -> Artifact:
     With -m FILE it must be that file's network, whose masks are made as the file says; a name is the one it is served
     under.
     """
+    from .backends.triton_ import model_name as served_name
+
     model = DEFAULT_MODEL if request.model is None else request.model
     mine = load(model).spec if os.path.isfile(model) else None
-    name = model if mine is None else mine.name
+    name = model if mine is None else served_name(mine)
     artifact = load(f"{TRITON}{','.join(request.triton)}/{name}")
     if mine is not None and mine.graph_sha256 != artifact.spec.graph_sha256:
         found, fix = f"{artifact.path} is another network", "serve this file, or give the served model's name with -m"

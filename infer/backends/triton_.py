@@ -8,6 +8,7 @@ servers' memory. Numbers travel in the type that the server's model declares, fl
 """
 
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
@@ -61,10 +62,9 @@ class TritonBackend:
         if not known:
             raise self._servers[0].gone()
         config = known[0][0]
-        for other, server in known[1:]:
-            if _parameter(other, SPEC_KEY) != _parameter(config, SPEC_KEY):
-                found, fix = f"serves another {self._model} than {known[0][1].url}", "load the same model everywhere"
-                raise SegError("E-TRITON", Exit.RUNTIME, server.url, found, fix)
+        self._spec = _parameter(config, SPEC_KEY)
+        for other, server in known:
+            self._compare(other, server)
         self._input = config.input[0]
         self._output = next((entry for entry in config.output if entry.name == output), None)
         if self._output is None:
@@ -86,14 +86,29 @@ class TritonBackend:
         logits = np.concatenate(answers) if len(answers) > 1 else answers[0]
         return from_slices(logits, len(x)) if flat else logits
 
+    def _compare(self, config: Any, server: "_Server") -> None:
+        """Raise SegError, E-TRITON, for a server with another model than the one that was found at first."""
+        if _parameter(config, SPEC_KEY) != self._spec:
+            found = f"serves another {self._model} than before, or than the other servers"
+            raise SegError("E-TRITON", Exit.RUNTIME, server.url, found, "load the same model everywhere, and repeat")
+        server.compared = True
+
+    def _is_ours(self, server: "_Server") -> bool:
+        """Whether it serves the model that was found at first; asked again after every loss and new version."""
+        if not server.compared and (config := server.config(self._model)) is not None:
+            self._compare(config, server)
+        return server.compared
+
     def _ask(self, x: NDArray[np.float32], turn: int) -> NDArray[np.float32]:
         """One call, to the server whose turn it is or, where that is gone, to the next one."""
         assert self._output is not None
         shape = (len(x), self._output.dims[0], *x.shape[2:])
         for number in range(len(self._servers)):
             server = self._servers[(turn + number) % len(self._servers)]
+            if not self._is_ours(server):
+                continue
             logits = server.infer(self._model, self._input, self._output.name, x)
-            if logits is None:
+            if logits is None or not self._is_ours(server):
                 continue
             if logits.shape != shape:
                 raise server.refuses(f"the answer has shape {logits.shape}, expected {shape}")
@@ -136,6 +151,11 @@ def load_served(path: str) -> Artifact:
         raise SegError("E-MODEL-FORMAT", Exit.MODEL, path, f"has no model spec ({error})", fix) from error
 
 
+def model_name(spec: ModelSpec) -> str:
+    """Name of a model on a server: the spec's, with what a folder's name and an address can hold."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", spec.name).strip(".-") or "model"
+
+
 def _parsed(path: str) -> tuple[Sequence[str], str]:
     """(HOST:PORT, ...), MODEL. Raises SegError E-TRITON (exit 2)."""
     hosts, _, model = path.removeprefix(TRITON).partition("/")
@@ -165,6 +185,7 @@ class _Server:
         except ImportError as error:
             raise missing_extra("tritonclient", "triton") from error
         self.url, self._grpc, self._said = url, grpc, "it does not answer"
+        self.compared, self._version = False, ""  # whether the model there is known to be the right one
         self._client: Any = grpc.InferenceServerClient(url)
 
     def config(self, model: str) -> Any:
@@ -187,8 +208,12 @@ class _Server:
             answer = self._client.infer(model, [given], outputs=[wanted], client_timeout=TIMEOUT)
         except self._grpc.InferenceServerException as error:
             if self._lost(error):
+                self.compared = False
                 return None
             raise self.refuses(error.message()) from error
+        version = answer.get_response().model_version
+        if version != self._version:
+            self.compared, self._version = self._version == "", version
         logits: NDArray[Any] = answer.as_numpy(target)
         return logits
 

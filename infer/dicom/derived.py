@@ -162,11 +162,18 @@ def complete(dataset: "Dataset", series: DicomSeries, making: Making) -> None:
 
 
 def copy_elements(dataset: "Dataset", header: "Dataset", keywords: Iterable[str | int]) -> None:
-    """Copy the elements that are there; not those whose value cannot be understood."""
+    """Copy the elements that are there; not those whose value cannot be understood.
+
+    Items of sequences are read before: in the copy they would be taken for text in its own character set.
+    """
     for keyword in keywords:
         try:
             if keyword in header:
-                dataset[keyword] = header[keyword]
+                element = header[keyword]
+                for item in element.value if element.VR == "SQ" else ():
+                    for _ in item.iterall():
+                        pass
+                dataset[keyword] = element
         except Exception:  # whatever a damaged value makes pydicom raise
             continue
 

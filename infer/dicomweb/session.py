@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 TOKEN, TOKEN_FILE = "SEG_DICOMWEB_TOKEN", "SEG_DICOMWEB_TOKEN_FILE"
 TIMEOUT = (10.0, 120.0)  # seconds to connect, and of silence
 CHUNK = 1 << 20
+REPORTS = ("application/dicom+json", "application/json", "application/dicom+xml", "application/xml")
 
 
 class TooLong(Exception):
@@ -53,6 +54,7 @@ def connected(address: Address, most: int, *, chunk: int = CHUNK) -> "Iterator[D
     with requests.Session() as session, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         session.auth = _credentials(address, requests.utils.get_netrc_auth)
+        session.trust_env = address.encrypted  # a proxy would see all that is not
         session.max_redirects = 0
         session.headers["Accept-Encoding"] = "identity"  # nothing here is worth packing, and a bomb is packed
         session.hooks["response"] = [bounded(most)]
@@ -83,9 +85,24 @@ def bounded(most: int) -> "Callable[..., Response]":
                 yield piece
 
         response.iter_content = iter_content  # type: ignore[method-assign]
+        _name_kind(response)
         return response
 
     return hook
+
+
+def _name_kind(response: "Response") -> None:
+    """The client knows the kinds of an answer without parameters alone, and takes others to STOW for empty.
+
+    Raises
+    ------
+    ValueError : an answer to STOW that is no report.
+    """
+    kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if kind in REPORTS:
+        response.headers["Content-Type"] = kind
+    elif response.request.method == "POST" and response.ok and response.content:
+        raise ValueError("no report of what was stored")
 
 
 def _credentials(

@@ -10,11 +10,13 @@ from ..console import guarded, launch, version_option
 if TYPE_CHECKING:
     from .config import Config
 
+FILED = {"peers": "--peer", "state": "--state", "aet": "--aet", "port": "--port", "http_port": "--http-port"}
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def seg_serve(
+    context: typer.Context,
     config: Annotated[str | None, typer.Option("-c", "--config", metavar="FILE.toml", help="Everything: peers, rules, TLS, limits. Excludes the options below.")] = None,
     model: Annotated[str | None, typer.Option("-m", "--model", help="For every series: a name from seg-infer --models, or a file that seg-export wrote.")] = None,
     peers: Annotated[list[str] | None, typer.Option("--peer", metavar="AET=HOST:PORT", help="May send series, and gets the results of what it sent; may be repeated.")] = None,
@@ -29,6 +31,11 @@ def seg_serve(
     """Receive series by C-STORE, segment them, store the DICOM SEG back. Ends with SIGTERM; loses nothing when killed."""
     if (config is None) == (model is None and not status):
         raise typer.BadParameter("give --config FILE.toml, or --model and --peer")
+    if config is not None:
+        sources = {name: context.get_parameter_source(name) for name in FILED}
+        given = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
+        if given:
+            raise typer.BadParameter(f"with --config the file says it all: leave {FILED[given[0]]} out")
     with guarded("seg-serve", debug):
         if status:
             from .status import print_status

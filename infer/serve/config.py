@@ -175,6 +175,10 @@ def check(config: Config) -> None:
     receivers = [peer.aet for peer in config.peers if peer.port and config.send_to in ("", peer.aet)]
     if not receivers:
         raise ValueError("results have nowhere to go: no [[peer]] with a port, or send_to is none of them")
+    ports = [("port", config.port), ("http_port", config.http_port), *((peer.aet, peer.port) for peer in config.peers)]
+    for where, port in ports:
+        if not 0 <= port <= 65535:
+            raise ValueError(f"{where}: {port} is no port")
     for table in (config.limits, config.waits):
         for part in fields(table):
             if not getattr(table, part.name) > 0:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ..artifact import Artifact, load, resolve
 from ..backends import Backend
 from ..compute import ComputeOptions, compute, load_network
+from ..errors import Exit, SegError
 from ..masks import mask_dataset
 
 if TYPE_CHECKING:
@@ -36,9 +37,17 @@ class PipelineSegmenter:
         artifact = self._artifact(model)
         scan = read(str(folder), DicomOptions(series=SUITED_ONLY), spec=artifact.spec)
         if model not in self._networks:
+            self._refuse_replaced(artifact)
             self._networks[model] = load_network(artifact, DEVICE, self._options)
         mask = compute(scan, artifact, self._networks[model], self._options).labels
         return [mask_dataset(mask, scan, artifact, "seg")]
+
+    @staticmethod
+    def _refuse_replaced(artifact: Artifact) -> None:
+        """The network is loaded with its first series: by then another may lie there than the spec was read from."""
+        if load(artifact.path).sha256 != artifact.sha256:
+            found, fix = "is another model than when the node started", "restart the node"
+            raise SegError("E-MODEL-OTHER", Exit.RUNTIME, artifact.path, found, fix)
 
     def _artifact(self, model: str) -> Artifact:
         if model not in self._artifacts:

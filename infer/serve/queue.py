@@ -9,6 +9,7 @@ not say so.
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from .config import Waits
 from .database import NAME, Database
 
 UNDER_WAY = ("ready", "running", "sending")
+
+UNKEPT_SECONDS = 10.0  # before a job is run again whose end could not be kept
 
 
 @dataclass(frozen=True)
@@ -247,8 +250,12 @@ class Queue:
             db.execute("UPDATE job SET due = min(due, ?)", (now,))
 
     def claim(self, now: float) -> Job | None:
-        """The next job, now running. One that was started before waits behind those that were not."""
+        """The next job, now running. One that was started before waits behind those that were not.
+
+        One thread runs jobs: what is still called running ended without an answer that could be kept.
+        """
         with self.database.transaction() as db:
+            db.execute("UPDATE job SET state = 'ready', due = ? WHERE state = 'running'", (now + UNKEPT_SECONDS,))
             row = db.execute(
                 "UPDATE job SET state = 'running', runs = runs + 1, changed = ? WHERE id = ("
                 " SELECT id FROM job WHERE state = 'ready' AND due <= ? ORDER BY runs, id LIMIT 1) RETURNING *",
@@ -316,6 +323,14 @@ class Queue:
             with suppress(FileNotFoundError):
                 self.path(row["id"]).unlink()
         return len(unused)
+
+    def drop_cut(self, seconds: float) -> None:
+        """Remove what came of objects whose transfer was cut: written to last so many seconds ago, and by nobody."""
+        for path in self.incoming.iterdir():
+            if not path.name.startswith("result-"):
+                with suppress(FileNotFoundError):
+                    if time.time() - path.stat().st_mtime > seconds:
+                        path.unlink()
 
     # Inside
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 FINAL = (Exit.INPUT_MISSING, Exit.INPUT_CORRUPT, Exit.INPUT_REFUSED, Exit.LIMIT, Exit.MODEL)  # of the same again
+NO_MEMORY = "E-LIMIT-MEMORY"  # what is free depends on others: not final
+OUTAGE_GROWTH = 6  # of the waits where something is full, away or in use: five runs take 80 minutes
 LONGEST_MESSAGE = 300
 KNOWN_DAYS = 90  # a series sent again within them is known to be done
 TIDY_SECONDS = 5.0
@@ -60,6 +62,7 @@ class Worker:
             self._run(job)
         if self._clock() - self._tidied > TIDY_SECONDS:
             self._tidied = now = self._clock()
+            self._queue.drop_cut(2 * (self._config.waits.network + self._config.waits.quiet))
             self._queue.forget(now - 3600 * self._config.keep_hours, now - 86400 * KNOWN_DAYS)
         return job is not None
 
@@ -113,17 +116,19 @@ class Worker:
             log.event("segmented", job=job.id, series=job.series, model=job.model, seconds=round(seconds, 3))
             return
         except SegError as error:
-            code, message, final = error.code, brief(error), error.exit in FINAL
+            code, message, final = error.code, brief(error), error.exit in FINAL and error.code != NO_MEMORY
+            growth = 2 if final or error.exit == Exit.INTERNAL else OUTAGE_GROWTH
         except MemoryError:
-            code, message, final = "E-LIMIT-MEMORY", "out of memory", False
+            code, message, final, growth = NO_MEMORY, "out of memory", False, OUTAGE_GROWTH
         except Exception as error:  # whatever a series makes the code do, the next one is served
-            code, message, final = "E-INTERNAL", log.place(error), False
+            code, message, final, growth = "E-INTERNAL", log.place(error), False, 2
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
         if final or job.runs >= self._config.limits.runs:
             self._queue.fail(job, code, message, self._clock())
         else:
-            self._queue.again(job, code, message, self._clock() + self._config.waits.retry * 2**job.runs)
+            wait = min(3600.0, self._config.waits.retry * growth**job.runs)
+            self._queue.again(job, code, message, self._clock() + wait)
         log.event("segmentation-failed", job=job.id, series=job.series, model=job.model, runs=job.runs, code=code)
 
     def _segment(self, job: Job) -> list[Path]:

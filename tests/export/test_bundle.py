@@ -212,6 +212,7 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (bundle / "models" / "model.onnx").read_bytes() == Path(resolve("hippocampus", "fp32")).read_bytes()
     assert seg_export("hippocampus", "--bundle", bundle) == 30
     assert "E-OUT-EXISTS" in capsys.readouterr().err
+    assert seg_export("hippocampus", "--bundle", bundle, "--overwrite") == 0
     assert seg_export("hippocampus", "--bundle", tmp_path / "none" / "bundle") == 30
     assert seg_export("hippocampus", "--bundle", bundle, "--triton", tmp_path / "t") == 2
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]

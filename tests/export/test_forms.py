@@ -216,6 +216,21 @@ def test_another_models_int8_form_is_not_taken(command: Command, made: Path, art
     assert sorted(p.name for p in (tmp_path / "forms").iterdir()) == ["bundle", "triton", ONNX[1], ONNX[0]]
 
 
+def test_no_file_that_others_are_made_from_is_removed(
+    command: Command, made: Path, artifact: Path, tmp_path: Path
+) -> None:
+    """Into the folder where they are."""
+    folder = tmp_path / "forms"
+    folder.mkdir()
+    source = folder / ONNX[0]
+    shutil.copy(artifact, source)
+    other = replace(SPEC, card={"training": {"seed": 4}, "precision": "int8"})
+    export(network(), other, str(folder / ONNX[2]))
+    before = (folder / ONNX[2]).read_bytes()
+    assert command(source, "--all", folder, "--overwrite")[0] == Exit.MODEL
+    assert (folder / ONNX[2]).read_bytes() == before
+
+
 def test_a_form_that_fails_its_proof_is_not_there(
     command: Command, run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -21,8 +23,8 @@ from small_nets import windows
 from triton_process import TritonProcess, free_ports, reason_to_skip
 
 from seg.export.triton import write_model_repository
-from seg.infer.artifact import load, resolve
-from seg.infer.backends import open_backend
+from seg.infer.artifact import SPEC_KEY, load, resolve
+from seg.infer.backends import open_backend, triton_
 from seg.infer.components import keep_largest
 from seg.infer.errors import SegError
 from seg.infer.triton_server import halved
@@ -160,6 +162,71 @@ def test_several_servers_share_and_one_may_leave(
     done = infer(scan, "-o", str(tmp_path / "none.nii.gz"), *flags)
     assert_one_line(done, 21, "E-TRITON", f"127.0.0.1:{dead}")
     assert not (tmp_path / "none.nii.gz").exists()
+
+
+class Served:
+    """A server for `TritonBackend` that is away until it is `there`, and then has a model of a spec and version."""
+
+    def __init__(self, url: str) -> None:
+        self.url, self.there, self.spec, self.version = url, True, "one", "1"
+        self.client = triton_._Server(url)
+        self.client._client = self
+        self.config = self.client.config
+
+    def get_model_config(self, model: str, client_timeout: float) -> Any:
+        if not self.there:
+            raise self.client._grpc.InferenceServerException("gone", "StatusCode.UNAVAILABLE")
+        config = self.client._grpc.model_config_pb2.ModelConfig()
+        config.input.add(name="x", dims=[1, -1, -1, -1])
+        config.output.add(name="logits", dims=[2, -1, -1, -1])
+        config.parameters[SPEC_KEY].string_value = self.spec
+        return SimpleNamespace(config=config)
+
+    def infer(self, model: str, inputs: Any, outputs: Any, client_timeout: float) -> Any:
+        if not self.there:
+            raise self.client._grpc.InferenceServerException("gone", "StatusCode.UNAVAILABLE")
+        logits, answer = np.zeros((1, 2, 4, 4, 4), np.float32), SimpleNamespace(model_version=self.version)
+        return SimpleNamespace(as_numpy=lambda _: logits, get_response=lambda: answer)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> list[Served]:
+    """The servers that the next backend talks to."""
+    made = [Served("a:1"), Served("b:1")]
+    waiting = iter([one.client for one in made])
+    monkeypatch.setattr(triton_, "_Server", lambda _: next(waiting))
+    return made
+
+
+def test_a_server_that_comes_back_with_another_model_gets_no_windows(two: list[Served]) -> None:
+    two[1].there = False
+    backend = triton_.TritonBackend("triton://a:1,b:1/m")
+    x = np.zeros((4, 1, 4, 4, 4), np.float32)
+    assert backend.run(x).shape == (4, 2, 4, 4, 4)
+    two[1].there = True
+    backend.run(x)
+    two[1].there = False
+    backend.run(x)
+    two[1].there, two[1].spec = True, "another"
+    with pytest.raises(SegError, match="serves another m") as refused:
+        backend.run(x)
+    assert (refused.value.path, refused.value.exit) == ("b:1", 21)
+    backend.close()
+
+
+def test_a_new_version_is_compared_before_its_logits_are_used(two: list[Served]) -> None:
+    backend = triton_.TritonBackend("triton://a:1,b:1/m")
+    x = np.zeros((4, 1, 4, 4, 4), np.float32)
+    backend.run(x)
+    two[0].version = "2"  # the same network again
+    backend.run(x)
+    two[0].version, two[0].spec = "3", "another"
+    with pytest.raises(SegError, match="serves another m"):
+        backend.run(x)
+    backend.close()
 
 
 def assert_one_line(done: "subprocess.CompletedProcess[str]", status: int, *parts: str) -> None:

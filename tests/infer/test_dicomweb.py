@@ -398,11 +398,36 @@ def test_certificate_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ),
     ],
 )
-def test_object_that_was_not_stored_is_an_error(answer: tuple[int, dict[str, str], bytes]) -> None:
+@pytest.mark.parametrize("parameter", ["", "; charset=utf-8"])
+def test_object_that_was_not_stored_is_an_error(answer: tuple[int, dict[str, str], bytes], parameter: str) -> None:
+    status, headers, body = answer
+    answer = status, {name: text + parameter for name, text in headers.items()}, body
     with web(lambda _: answer) as port, pytest.raises(SegError) as error:
         store(parse_address(f"dicomweb://{LOOPBACK}:{port}"), mr_series("a", 1))
     assert error.value.exit == 30
     assert error.value.code in ("E-WEB-STORE", "E-WEB-STATUS")
+
+
+def test_a_page_is_no_report_of_what_was_stored() -> None:
+    page = (200, {"Content-Type": "text/html"}, b"<html>welcome</html>")
+    with web(lambda _: page) as port, pytest.raises(SegError) as error:
+        store(parse_address(f"dicomweb://{LOOPBACK}:{port}"), mr_series("a", 1))
+    assert code(error) == ("E-WEB-ANSWER", 30)
+
+
+def test_no_proxy_sees_what_is_not_encrypted(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def proxy(request: http.server.BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
+        seen.append(request.path)
+        return 200, {}, b""
+
+    monkeypatch.setenv(TOKEN, "secret")
+    with web(proxy) as there, web(lambda _: (200, {}, b"")) as port:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, f"http://{LOOPBACK}:{there}")
+        store(parse_address(f"dicomweb://{LOOPBACK}:{port}"), mr_series("a", 1))
+    assert seen == []
 
 
 @pytest.mark.parametrize(("busy", "stored"), [(2, True), (9, False)])

@@ -52,6 +52,9 @@ def test_file_as_in_readme(tmp_path: Path) -> None:
         ({"peer": [{**PEER, "aet": "a\\b"}]}, "no AE title"),
         ({"peer": [{**PEER, "addresses": ["300.1.1.1"]}]}, "300.1.1.1"),
         ({"peer": [{**PEER, "port": 0}]}, "nowhere to go"),
+        ({"peer": [{**PEER, "port": 99999}]}, "99999 is no port"),
+        ({"port": 111112}, "111112 is no port"),
+        ({"http_port": -1}, "-1 is no port"),
         ({"send_to": "OTHER"}, "nowhere to go"),
         ({"rule": []}, "no model"),
         ({"peer": [{**PEER, "tls": True}]}, "no \\[tls\\]"),
@@ -100,6 +103,8 @@ def test_command_needs_a_peer_and_a_known_form() -> None:
     assert serve("--model", "m").returncode == 2
     assert serve("--model", "m", "--peer", "nonsense").returncode == 2
     assert serve().returncode == 2
+    done = serve("--config", "node.toml", "--port", "104")
+    assert (done.returncode, "leave --port out" in done.stderr) == (2, True), done.stderr
 
 
 def test_help_imports_nothing_heavy() -> None:

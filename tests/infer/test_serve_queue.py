@@ -4,6 +4,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -163,6 +164,25 @@ def test_poisoned_job_waits_behind_the_others_and_is_given_up(tmp_path: Path) ->
     }
     assert queue.claim(2000) is None
     queue.close()
+
+
+def test_job_whose_end_could_not_be_kept_is_run_again(queue: Queue) -> None:
+    bring(queue, "1")
+    settle(queue, 1000)
+    assert queue.claim(1000) is not None
+    assert queue.claim(1001) is None  # the database was full, say; not at once
+    again = queue.claim(1012)
+    assert again is not None
+    assert again.runs == 2
+
+
+def test_what_is_left_of_a_cut_transfer_goes(queue: Queue) -> None:
+    for name, age in (("old", 100), ("young", 0), ("result-1-0", 100)):
+        path = queue.incoming / name
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - age,) * 2)
+    queue.drop_cut(60)
+    assert {path.name for path in queue.incoming.iterdir()} == {"young", "result-1-0"}
 
 
 def test_delivery_is_postponed_then_set_aside_then_tried_after_a_start(queue: Queue) -> None:

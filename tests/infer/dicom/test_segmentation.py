@@ -347,6 +347,22 @@ def test_a_label_in_another_script_makes_it_utf8(which: str, tmp_path: Path) -> 
     assert [seg.get_segment_description(n).SegmentLabel for n in (1, 2)] == list(spec.labels[1:])
 
 
+def test_text_inside_sequences_becomes_utf8_with_the_rest(tmp_path: Path) -> None:
+    series = with_name("ISO_IR 100", b"M\xfcller", tmp_path)
+    headers = []
+    for dataset in series.datasets:
+        code = pydicom.Dataset()
+        code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "1", "99X", "Schädel"
+        dataset.ProcedureCodeSequence = [code]
+        pydicom.dcmwrite(tmp_path / "header.dcm", dataset, enforce_file_format=True)
+        headers.append(pydicom.dcmread(tmp_path / "header.dcm"))
+    spec = plain_spec(name="Vorhöfe", labels=("background", "a", "b"))
+    made(replace(series, datasets=tuple(headers)), mask(), tmp_path / "mask.dcm", spec=spec)
+    seg = pydicom.dcmread(tmp_path / "mask.dcm")
+    assert seg.SpecificCharacterSet == "ISO_IR 192"
+    assert seg.ProcedureCodeSequence[0].CodeMeaning == "Schädel"
+
+
 # Headers as they come
 
 
