@@ -105,6 +105,9 @@ def surface_distances(
     if not p.any() or not t.any():
         diagonal = float(np.linalg.norm(np.array(p.shape) * np.asarray(spacing_mm, np.float64)))
         return SurfaceDistances(diagonal, diagonal, diagonal)
+    axes = [axis for axis, extent in enumerate(p.shape) if extent > 1]  # of one slice, the contour is the surface
+    if 0 < len(axes) < p.ndim:
+        p, t, spacing_mm = p.squeeze(), t.squeeze(), [spacing_mm[axis] for axis in axes]
     # The outside of an image counts as background, so cutting to the two masks changes neither surface nor distance.
     box = _bounding_box(p | t)
     forth, back = _directed(p[box], t[box], spacing_mm)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .draws import normal, uniform
 
+FLAT = 3.0  # from this ratio of the voxels' edges on (nnU-Net's threshold), slices are only rotated in their plane
 PLANES = {2: ((0, 1),), 3: ((1, 2), (0, 2), (0, 1))}  # of rotation, by number of dimensions
 
 
@@ -23,7 +24,8 @@ class WeakAugmentation:
 
     Attributes
     ----------
-    rotation : degrees, uniform in +- about each axis; of slices, about z alone.
+    rotation : degrees, uniform in +- about each axis, in mm; of slices, and where voxels are three times as thick as
+        wide, about the axis across them alone.
     scale : log-scale, uniform in +-, one factor for all axes plus a quarter of that per axis.
     contrast : log-gain and log-gamma, uniform in +-, about the crop's mean.
     brightness : offset in standard deviations, uniform in +-.
@@ -58,17 +60,23 @@ def _symmetric(generator: torch.Generator, count: int, *shape: int) -> Tensor:
     return uniform(generator, count, *shape) * 2 - 1
 
 
-def _affines(count: int, dims: int, spec: WeakAugmentation, generator: torch.Generator) -> Tensor:
-    """(count, dims, dims) output -> input voxel offsets about the centre."""
+def _affines(
+    count: int, dims: int, spec: WeakAugmentation, generator: torch.Generator, edges: Sequence[float] = ()
+) -> Tensor:
+    """(count, dims, dims) output -> input voxel offsets about the centre; `edges` of the voxels, all 1 by default."""
     planes = PLANES[dims]
     angles = torch.deg2rad(spec.rotation * _symmetric(generator, count, len(planes)))
     common = spec.scale * _symmetric(generator, count, 1)
     scales = torch.exp(common + spec.scale / 4 * _symmetric(generator, count, dims))
     matrix = torch.diag_embed(scales)
+    edges = edges or [1.0] * dims
     for number, (i, j) in enumerate(planes):
+        if dims == 3 and max(edges) > FLAT * min(edges) and edges.index(max(edges)) in (i, j):
+            continue
         c, s = torch.cos(angles[:, number]), torch.sin(angles[:, number])
         turn = torch.eye(dims, device=matrix.device).repeat(count, 1, 1)
-        turn[:, i, i], turn[:, j, j], turn[:, i, j], turn[:, j, i] = c, c, -s, s
+        ratio = edges[j] / edges[i]
+        turn[:, i, i], turn[:, j, j], turn[:, i, j], turn[:, j, i] = c, c, -s * ratio, s / ratio
         matrix = turn @ matrix
     return matrix
 
@@ -79,6 +87,7 @@ def weak_augment(
     window: Sequence[int],
     spec: WeakAugmentation,
     generator: torch.Generator,
+    edges: Sequence[float] = (),
 ) -> tuple[Tensor, Tensor | None]:
     """Augment a batch of volumes or slices.
 
@@ -86,12 +95,13 @@ def weak_augment(
     ----------
     image : (B, C, *margin(window)) float32; the margin's last extent is left out for slices.
     label : (B, *margin(window)) integer, or None.
+    edges : of a voxel, mm along each axis; their ratios count. All equal by default.
 
     Returns
     -------
     image (B, C, *window) float32 and label (B, *window) int64.
     """
-    image, label, _ = weak_augment_with(image, label, None, window, spec, generator)
+    image, label, _ = weak_augment_with(image, label, None, window, spec, generator, edges)
     return image, label
 
 
@@ -102,15 +112,19 @@ def weak_augment_with(
     window: Sequence[int],
     spec: WeakAugmentation,
     generator: torch.Generator,
+    edges: Sequence[float] = (),
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """`weak_augment`, with maps (B, E, *margin(window)) that are resampled like the image and keep their values."""
+    """`weak_augment`, with maps (B, E, *margin(window)) that are resampled like the image and keep their values.
+
+    Beyond the margin image and label go on as they end there, and the maps are 0, which is: not known.
+    """
     count = len(image)
     if count and spec.spatial:
-        grid = _grid(image, window, _affines(count, len(window), spec, generator))
+        grid = _grid(image, window, _affines(count, len(window), spec, generator, edges))
         image = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
         if label is not None:
-            moved = F.grid_sample(label[:, None].float(), grid, mode="nearest", align_corners=False)
-            label = moved[:, 0]
+            options = {"mode": "nearest", "padding_mode": "border", "align_corners": False}
+            label = F.grid_sample(label[:, None].float(), grid, **options)[:, 0]  # type: ignore[arg-type]
         if bank is not None:
             bank = F.grid_sample(bank, grid, mode="bilinear", align_corners=False)
     if count:

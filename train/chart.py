@@ -121,7 +121,7 @@ def bar_chart(title: str, names: Sequence[str], series: Mapping[str, Sequence[fl
 
 def ticks_of(low: float, high: float, count: int = 5) -> list[float]:
     """About `count` round numbers that cover [low, high]: multiples of 1, 2 or 5 times a power of ten."""
-    if not high > low:
+    if not high - low > 1e-9 * max(abs(low), abs(high)):  # apart by rounding alone
         low, high = low - 0.5 * (abs(low) or 1.0), high + 0.5 * (abs(high) or 1.0)
     power = 10.0 ** floor(log10((high - low) / count))
     step = next(power * m for m in (1, 2, 5, 10) if (high - low) / (power * m) <= count)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import isfinite
 from typing import Literal
 
 import numpy as np
@@ -118,8 +119,11 @@ def _remarks(case: Case, fact: CaseFacts) -> list[Finding]:
     """What the facts alone tell about one case."""
     found: list[Finding] = []
     for number, channel in enumerate(fact.channels):
-        if channel.std <= 1e-8 * max(1.0, abs(channel.mean)):
-            path = case.images[min(number, len(case.images) - 1)]
+        path = case.images[min(number, len(case.images) - 1)]
+        if not isfinite(channel.std):
+            what = "a mark of what was not measured?"
+            found.append(_error("INTENSITY", path, f"channel {number} has values from {channel.minimum:g} on: {what}"))
+        elif channel.std <= 1e-8 * max(1.0, abs(channel.mean)):
             found.append(_error("CONSTANT", path, f"all voxels of channel {number} are {channel.mean:g}"))
     if case.label and not any(fact.class_voxels.get(value) for value in fact.class_voxels if value > 0):
         found.append(Finding("warning", "W-DATA-EMPTY", case.label, "the label holds background only"))

@@ -208,8 +208,8 @@ def _facts(
     digest = hashlib.sha256(repr((x, y, z)).encode())
     channels: list[Intensity] = []
     thumbnail = b""
-    for volume in images:
-        for values in volume.intensities():
+    with np.errstate(over="ignore", invalid="ignore"):  # `check` refuses a deviation that is no number
+        for values in (channel for volume in images for channel in volume.intensities()):
             channels.append(_intensity(values, inside))
             upright = turn.apply(values)
             digest.update(upright.ravel(order="F").data)

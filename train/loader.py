@@ -25,10 +25,16 @@ from .sampling import LABELED, UNLABELED, Crops, Sample, draw
 
 @dataclass(frozen=True)
 class Data:
-    """Prepared cases; `unlabeled` may be empty for methods that do not use it."""
+    """Prepared cases; `unlabeled` may be empty for methods that do not use it.
+
+    Attributes
+    ----------
+    edges : of a voxel, mm along each axis; their ratios count.
+    """
 
     labeled: Sequence[Sample]
     unlabeled: Sequence[Sample]
+    edges: tuple[float, ...] = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,7 @@ class Loader:
         """The step's crops, with the margin that rotation and scaling need."""
         aug, rank = self.augmentation, self.processes.rank
         common: dict[str, Any] = dict(seed=self.seed, step=step, flips=aug.mirror, rotate=aug.rot90)
-        common["window"] = aug.margin(self.window)
+        common |= {"window": aug.margin(self.window), "inner": self.window}
         labeled = draw(
             self.data.labeled,
             self.labeled,
@@ -146,7 +152,8 @@ class Loader:
             label = None if crops.label is None else self._moved(crops.label)
             bank = None if crops.bank is None else self._moved(crops.bank).float() / 255
             image = self._moved(crops.image)
-            return weak_augment_with(image, label, bank, extents, self.augmentation, generator)
+            edges = self.data.edges[: len(extents)]
+            return weak_augment_with(image, label, bank, extents, self.augmentation, generator, edges)
 
         x, y, _ = weak(labeled)
         assert y is not None

@@ -4,8 +4,8 @@ import re
 
 _SUBJECT = re.compile(r"(sub-[A-Za-z0-9]+)_.*|(BraTS.*-\d{5})-\d{3}")
 _VISIT = re.compile(
-    r"(.*\d.*)[_-](?:(?:frame|ses|session|visit|time|timepoint|tp|t|phase|scan|run|day|week|month|year)[_-]?\d+"
-    r"|ed|es|4d|baseline|followup|l|r|lh|rh|left|right)",
+    r"(.*\d.*)[_-](?:(?:frame|ses|session|visit|time|timepoint|tp|t|phase|scan|run|day|week|month|year|slice|sl|z|mr|m|v|fu)"
+    r"[_-]?\d+|ed|es|4d|baseline|bl|followup|fu|pre|post|preop|postop|l|r|lh|rh|left|right)",
     re.IGNORECASE,
 )
 
@@ -19,7 +19,7 @@ def patient_of(case_id: str) -> str:
     """The patient a case id belongs to.
 
     ``sub-01_ses-2_T1w`` -> ``sub-01`` (BIDS), ``BraTS-GLI-00005-100`` -> ``BraTS-GLI-00005``. Otherwise a last word
-    that names a visit or a side (``_frame01``, ``_ses-2``, ``-visit3``, ``_t1``, ``_ED``, ``_left``, ...) is taken off,
+    that names a visit, a slice or a side (``_frame01``, ``_ses-2``, ``-v3``, ``_slice_4``, ``_pre``, ...) is taken off,
     repeatedly, as long as a digit remains: ``patient002_frame01`` -> ``patient002``, while ``heart_scan_12`` stays.
     """
     if match := _SUBJECT.fullmatch(case_id):

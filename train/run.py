@@ -54,6 +54,9 @@ def locked(folder: Path) -> Iterator[None]:
                 "another training is using this run folder",
                 "wait for it, or choose another folder",
             ) from None
+        except OSError as error:
+            found, fix = f"its file system has no locks ({error.strerror})", "choose a folder on another one"
+            raise SegError("E-RUN-DIR", Exit.OUTPUT, str(folder), found, fix) from error
         yield
 
 

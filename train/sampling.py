@@ -67,6 +67,7 @@ def draw(
     count: int,
     window: Shape3,
     *,
+    inner: Shape3 | None = None,
     seed: int,
     step: int,
     stream: int,
@@ -80,7 +81,8 @@ def draw(
 
     Parameters
     ----------
-    window : crop extent in voxels; volumes smaller than it are padded with 0, the mean after normalisation.
+    window : crop extent in voxels; beyond a volume there are 0, the mean after normalisation.
+    inner : extent of the part in the middle that trains, which is what is placed; `window` by default.
     first : index of the first crop in the step's whole batch, of which other processes draw the rest.
     foreground : probability that a labelled crop contains a random foreground voxel at a random place.
     flips : axes that are mirrored with probability 1/2 each.
@@ -92,7 +94,8 @@ def draw(
     for index in range(first, first + count):
         rng = random_numbers(seed, step, stream, index)
         sample = samples[int(rng.integers(len(samples)))]
-        start = _place(sample, window, rng, foreground)
+        placed = _place(sample, inner or window, rng, foreground)
+        start = [s - (w - i) // 2 for s, w, i in zip(placed, window, inner or window, strict=True)]
         image, label = _crop(sample, window, start)
         axes = [axis for axis in flips if rng.random() < 0.5]
         turns = int(rng.integers(4)) if rotate else 0
@@ -134,7 +137,7 @@ def _place(sample: Sample, window: Shape3, rng: np.random.Generator, foreground:
 
 def _overlap(window: Shape3, start: Sequence[int], shape: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     """Where the volume lies in the window, and which part of it."""
-    inside = tuple(slice(max(0, -s), min(w, n - s)) for s, w, n in zip(start, window, shape, strict=True))
+    inside = tuple(slice(max(0, -s), max(0, min(w, n - s))) for s, w, n in zip(start, window, shape, strict=True))
     return inside, tuple(slice(max(0, s), s + w) for s, w in zip(start, window, strict=True))
 
 

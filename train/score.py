@@ -133,7 +133,10 @@ def _choose(dataset: Dataset, which: Which, split: str | None, model: Model) -> 
     if which == "all":
         wanted = [case.id for case in dataset.cases if case.label]
     else:
-        path = split or next(iter(dataset.split_files), None)
+        files = dataset.split_files
+        if split is None and len(files) > 1 and (which == "test" or model.val is None):
+            raise refusal("SPLIT", files[1], f"there is another one, {files[0]}", "say which with --split FILE")
+        path = split or (files[0] if len(files) == 1 else None)
         ids = load_split(path).get(which) if path else None
         if ids is None and which == "val" and split is None:
             ids = list(model.val) if model.val is not None else None

@@ -146,7 +146,9 @@ def _hold_out(dataset: Dataset, labeled: int | None, seed: int) -> Split:
     wanted = with_label - val
     if labeled is not None:
         wanted = _first_patients(wanted, labeled, seed)
-    return _assemble(wanted, set(dataset.cases) - val, val, set(), notes=[], path="")
+    patients = len({case.patient for case in dataset.cases})
+    notes = [f"{len(dataset.cases)} scans of {patients} patients, as their names say; {len(held)} of those validate"]
+    return _assemble(wanted, set(dataset.cases) - val, val, set(), notes=notes, path="")
 
 
 def _assemble(

@@ -211,7 +211,9 @@ def _loop(
         write_json(folder / VALIDATION, result)
         return result
 
-    data, rules = Data(labeled, unlabeled or labeled), method.rules()
+    spacing = job.spec.spacing
+    edges = (1.0, 1.0, 1.0) if None in spacing else spacing  # a scan's own spacing is nearly the same along x and y
+    data, rules = Data(labeled, unlabeled or labeled, edges), method.rules()  # type: ignore[arg-type]
     common = (engine.device, engine.precision, engine.processes, _truth(job))
     refinement = None
     if rules is not None:

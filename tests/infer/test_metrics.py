@@ -62,6 +62,15 @@ def test_two_dimensions():
     assert surface_distances(pred, truth, (1, 2)).hd95 == pytest.approx(binary.hd95(pred, truth, (1, 2)))
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_one_slice_of_a_volume_is_two_dimensional(axis):
+    pred, truth = blob(3, (40, 30)), blob(4, (40, 30))
+    spacing = [1.0, 2.0]
+    spacing.insert(axis, 7.0)
+    found = surface_distances(np.expand_dims(pred, axis), np.expand_dims(truth, axis), spacing)
+    assert found == surface_distances(pred, truth, (1, 2))
+
+
 def test_by_hand():
     pred, truth = np.zeros((10, 4, 4), np.uint8), np.zeros((10, 4, 4), np.uint8)
     pred[2, 1, 1] = 1

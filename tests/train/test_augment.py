@@ -78,6 +78,30 @@ def test_rotations_are_rotations() -> None:
     assert not torch.allclose(matrix, torch.eye(3), atol=0.1)
 
 
+@pytest.mark.parametrize("edges", [(1.0, 1.0, 2.0), (3.0, 1.0, 1.5)])
+def test_rotations_of_uneven_voxels_are_rotations_in_mm(edges: tuple[float, ...]) -> None:
+    matrix = _affines(50, 3, WeakAugmentation(rotation=40, scale=0), generator(), edges)
+    mm = torch.diag(torch.tensor(edges))
+    turn = mm @ matrix @ mm.inverse()
+    torch.testing.assert_close(turn @ turn.mT, torch.eye(3).expand(50, 3, 3), atol=1e-5, rtol=0)
+    assert min(float((turn - torch.eye(3))[:, a, b].abs().max()) for a, b in ((0, 1), (0, 2), (1, 2))) > 0.3
+
+
+def test_thick_slices_turn_in_their_plane_alone() -> None:
+    matrix = _affines(50, 3, WeakAugmentation(rotation=40, scale=0), generator(), (5.0, 1.0, 1.0))
+    assert torch.equal(matrix[:, 0], torch.tensor([1.0, 0, 0]).expand(50, 3))
+    assert torch.equal(matrix[:, :, 0], torch.tensor([1.0, 0, 0]).expand(50, 3))
+    assert float(matrix[:, 1, 2].abs().max()) > 0.3
+
+
+def test_an_organ_that_fills_the_margin_has_no_background_around_it() -> None:
+    spec = WeakAugmentation(rotation=45)
+    label = torch.ones(8, *spec.margin(WINDOW), dtype=torch.long)
+    _, moved = weak_augment(label[:, None].float(), label, WINDOW, spec, generator())
+    assert moved is not None
+    assert moved.all()
+
+
 def test_same_generator_seed_same_output() -> None:
     spec = WeakAugmentation()
     image, label = torch.randn(2, 1, *spec.margin(WINDOW)), torch.ones(2, *spec.margin(WINDOW))

@@ -44,6 +44,11 @@ def test_ticks_are_round_and_cover_the_values(low: float, high: float, expected:
     assert ticks == pytest.approx(expected)
 
 
+def test_values_that_rounding_alone_keeps_apart_are_one() -> None:
+    ticks = ticks_of(0.2, 0.2 + 3e-17 + 2.8e-17)
+    assert ticks[0] < 0.2 < ticks[-1]
+
+
 def test_points_stand_where_their_values_are() -> None:
     """Two markers, far apart: their centres are those of the axes' scale."""
     picture = chart([Panel("t", "x", [Series("a", [0, 10], [0.0, 1.0], joined=False)])])

@@ -80,6 +80,7 @@ FAULTS: list[tuple[str, Fault, str, str]] = [
     ("NaN", nan_at(np.nan), "E-NII-NONFINITE", "images/p1"),
     ("infinite", nan_at(np.inf), "E-NII-NONFINITE", "images/p1"),
     ("constant", lambda f: save(image_of(f, "p3"), np.full(SHAPE, 7, np.int16)), "E-DATA-CONSTANT", "images/p3"),
+    ("mark of nothing measured", nan_at(np.finfo(np.float32).min), "E-DATA-INTENSITY", "images/p1"),
     ("cut short", cut, "E-NII-TRUNC", "images/p1"),
     ("not NIfTI", lambda f: label_of(f, "p2").write_bytes(b"<html>" * 99) and None, "E-NII-NOTNIFTI", "labels/p2"),
     ("4D", lambda f: save(image_of(f, "p3"), np.stack([scan(2), scan(9)], -1)), "E-NII-4D", "images/p3"),

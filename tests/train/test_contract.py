@@ -260,6 +260,18 @@ def test_no_unlabelled_crops_are_refused_where_they_teach(name: str) -> None:
         assert caught.value.exit == Exit.USAGE
 
 
+@pytest.mark.parametrize(
+    "values", [{"curriculum": ()}, {"scales": (0.0,)}, {"down": ()}, {"sharpening": 0.0}, {"rounds": (0.8, 0.5)}]
+)
+def test_hstf_refuses_lists_that_it_would_stumble_over_late(values: dict[str, Any]) -> None:
+    for name in ("hstf", "hstf_crossmatch"):
+        METHODS[name].Config().check()
+        with pytest.raises(SegError) as caught:
+            replace(METHODS[name].Config(), **values).check()
+        assert caught.value.exit == Exit.USAGE
+    replace(METHODS["hstf"].Config(), rounds=()).check()  # type: ignore[call-arg]
+
+
 def example() -> dict[str, Any]:
     """The names that CONTRIBUTING's worked example defines."""
     text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()

@@ -1,5 +1,6 @@
 """Interruption and resumption of real, tiny runs: what is lost, what is refused, and that nothing else differs."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -26,7 +27,7 @@ from seg.train.loader import Data
 from seg.train.loop import Loop, LoopConfig
 from seg.train.methods.supervised import Supervised
 from seg.train.processes import Processes
-from seg.train.run import CHECKPOINT, PREVIOUS, load_checkpoint
+from seg.train.run import CHECKPOINT, PREVIOUS, load_checkpoint, locked
 from seg.train.settings import Settings
 
 STEPS = 10
@@ -349,6 +350,16 @@ def test_locked_folder_is_refused(workplace: Path) -> None:
         with pytest.raises(SegError) as caught:
             train(workplace, "full", resume=True)
     assert (caught.value.code, caught.value.exit) == ("E-RUN-LOCKED", 30)
+
+
+def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(SegError, match="no locks") as caught, locked(tmp_path / "run"):
+        pass
+    assert (caught.value.code, caught.value.exit) == ("E-RUN-DIR", 30)
 
 
 def test_nonfinite_loss_stops_and_names_the_scans(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,29 @@ def test_small_volumes_are_padded_with_zero() -> None:
     assert len(places) == 4 * 2  # anywhere inside the window
 
 
+def test_foreground_is_inside_the_part_that_trains() -> None:
+    rare = sample((40, 40, 40), foreground=1)
+    places = set()
+    for step in range(60):
+        options: dict[str, Any] = {"seed": 1, "step": step, "stream": 0, "foreground": 1.0}
+        wide = draw([rare], 1, (10, 12, 10), inner=(8, 8, 8), **options)
+        plain = draw([rare], 1, (8, 8, 8), **options)
+        assert wide.label is not None
+        assert np.array_equal(wide.image[:, :, 1:-1, 2:-2, 1:-1], plain.image)
+        assert np.count_nonzero(wide.label[0, 1:-1, 2:-2, 1:-1]) == 1
+        places.add(tuple(np.argwhere(wide.label[0])[0]))
+    assert len(places) > 30
+
+
+def test_the_border_of_a_volume_trains_as_its_middle_does() -> None:
+    line = Sample("line", np.arange(1, 11, dtype=np.float32).reshape(1, 10, 1, 1), None)
+    crops = [
+        draw([line], 1, (5, 1, 1), inner=(3, 1, 1), seed=0, step=s, stream=0).image[0, 0, :, 0, 0] for s in range(99)
+    ]
+    assert {tuple(crop[1:-1]) for crop in crops} == {(k, k + 1, k + 2) for k in range(1, 9)}
+    assert {crop[0] for crop in crops} == {0, 1, 2, 3, 4, 5, 6, 7}
+
+
 def test_foreground_is_always_inside_when_asked() -> None:
     rare = sample((40, 40, 40), foreground=1)
     hits = dict.fromkeys((0.0, 1.0), 0)

@@ -147,6 +147,26 @@ def test_without_a_split_an_artifact_needs_to_be_told(score: Score, data: Path, 
     assert "no labelled case scan77" in text
 
 
+def test_of_two_folders_with_splits_one_must_be_named(
+    score: Score, write_cases: Callable[..., Path], data: Path, trained: Path, artifact: str, tmp_path: Path
+) -> None:
+    """A run has its own."""
+    own = json.loads((trained / "config.json").read_text())["split"]["val"]
+    both = []
+    for name, val in (("a", "scan00"), ("b", "scan07")):
+        folder = write_cases(tmp_path / name, 8, (16, 16, 16))
+        (folder / "splits.json").write_text(json.dumps({"val": [val]}))
+        both.append(folder)
+    for part in ("images", "labels"):  # scans of one name are refused: 0 to 5 here, 6 and 7 there
+        for number in range(8):
+            (both[number < 6] / part / f"scan{number:02}.nii.gz").unlink()
+    status, text = score(both[0], artifact, both[1])
+    assert (status, "say which with --split" in text) == (12, True), text
+    status, text = score(both[0], trained, both[1])
+    assert status == 0, text
+    assert list(written(tmp_path)["cases"]) == own
+
+
 def test_labels_that_the_model_does_not_know_are_refused(
     score: Score, write_cases: Callable[..., Path], artifact: str, tmp_path: Path
 ) -> None:

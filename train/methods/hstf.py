@@ -29,6 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seg.infer.errors import Exit, SegError
+
 from ..ema import Ema
 from ..losses import distribution_loss, soft_dice, supervised_loss, weighted_mean
 from ..networks import Network
@@ -83,6 +85,21 @@ class HstfConfig(MethodConfig):
     volume_bound: float = 3.0
     enough: float = 0.02
     least_unlabeled: ClassVar[int] = 2
+
+    def check(self, processes: int = 1) -> None:
+        """See the base class; lists are checked here, too: they are looked into late in the run."""
+        super().check(processes)
+        for name in ("scales", "curriculum", "down"):
+            if not getattr(self, name) or min(getattr(self, name)) <= 0:
+                raise _refused(f"{name} is {list(getattr(self, name))}", "numbers above 0, one at least")
+        if self.sharpening <= 0 or self.up <= 0:
+            raise _refused(f"sharpening is {self.sharpening}, up {self.up}", "more than 0")
+        if list(self.rounds) != sorted(set(self.rounds)):
+            raise _refused(f"rounds is {list(self.rounds)}", "shares of the run that rise")
+
+
+def _refused(found: str, expected: str) -> SegError:
+    return SegError("E-CONFIG", Exit.USAGE, "", f"[method] {found}", "correct the value", expected)
 
 
 @dataclass(frozen=True)
