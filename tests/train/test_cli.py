@@ -266,7 +266,7 @@ def test_each_finding_is_one_line(run: Run, tmp_path: Path, write_cases: Callabl
     assert sorted(named) == [str(image) for image in images]
     assert lines[-1].startswith(f"seg-train: error E-DATA-CHECK: {named[0]}: 2 errors, the first is E-NII-")
     assert named[1] not in lines[-1]
-    assert len(lines) == (3 if quiet else 4)
+    assert len(lines) == (3 if quiet else 5)  # and what the split is: patients, counts
 
 
 def test_no_data_folder(run: Run, tmp_path: Path) -> None:
