@@ -101,13 +101,3 @@ def about_codes(artifact: Artifact, form: Form) -> tuple[str, ...]:
 
     labels = ", ".join(uncoded(artifact.spec))
     return (f"no standard code is known for {labels}: a private one stands in the DICOM object",) if labels else ()
-
-
-def _instance(path: str) -> str:
-    """SOPInstanceUID of a file, "" if it has none."""
-    from pydicom import dcmread
-
-    try:
-        return str(dcmread(path, stop_before_pixels=True).get("SOPInstanceUID", ""))
-    except Exception:  # somebody's file may be anything
-        return ""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .draws import normal, uniform
 
-FLAT = 3.0  # from this ratio of the voxels' edges on (nnU-Net's threshold), slices are only rotated in their plane
+FLAT = 3.0  # beyond this ratio of the voxels' edges (nnU-Net's threshold) slices are only rotated in their plane
 PLANES = {2: ((0, 1),), 3: ((1, 2), (0, 2), (0, 1))}  # of rotation, by number of dimensions
 
 
@@ -24,8 +24,8 @@ class WeakAugmentation:
 
     Attributes
     ----------
-    rotation : degrees, uniform in +- about each axis, in mm; of slices, and where voxels are three times as thick as
-        wide, about the axis across them alone.
+    rotation : degrees, uniform in +- about each axis, in mm; of slices, and where voxels are over three times as thick
+        as wide, about the axis across them alone.
     scale : log-scale, uniform in +-, one factor for all axes plus a quarter of that per axis.
     contrast : log-gain and log-gamma, uniform in +-, about the crop's mean.
     brightness : offset in standard deviations, uniform in +-.
@@ -123,8 +123,8 @@ def weak_augment_with(
         grid = _grid(image, window, _affines(count, len(window), spec, generator, edges))
         image = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
         if label is not None:
-            options = {"mode": "nearest", "padding_mode": "border", "align_corners": False}
-            label = F.grid_sample(label[:, None].float(), grid, **options)[:, 0]  # type: ignore[arg-type]
+            values = label[:, None].float()
+            label = F.grid_sample(values, grid, mode="nearest", padding_mode="border", align_corners=False)[:, 0]
         if bank is not None:
             bank = F.grid_sample(bank, grid, mode="bilinear", align_corners=False)
     if count:

@@ -27,10 +27,10 @@ def soft_dice(p: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:
     return loss
 
 
-def weighted_mean(value: Tensor, weight: Tensor, least: float = 1.0) -> Tensor:
-    """sum(w v) / sum(w) over the whole batch, of all processes; 0 where all weights are. `least` bounds the divisor."""
+def weighted_mean(value: Tensor, weight: Tensor) -> Tensor:
+    """sum(w v) / sum(w) over the whole batch, of all processes; 0 where all weights are."""
     total, weights = summed(torch.stack([(value * weight).sum(), weight.sum()]))
-    mean: Tensor = total / weights.clamp_min(least)
+    mean: Tensor = total / weights.clamp_min(1)
     return mean
 
 

@@ -213,7 +213,7 @@ class _Server:
             raise self.refuses(error.message()) from error
         version = answer.get_response().model_version
         if version != self._version:
-            self.compared, self._version = self._version == "", version
+            self.compared, self._version = False, version
         logits: NDArray[Any] = answer.as_numpy(target)
         return logits
 

@@ -1,7 +1,8 @@
 """One HTTP session with a PACS: who we are, and bounds on what it may answer.
 
 Credentials: a bearer token from the variable SEG_DICOMWEB_TOKEN, or from the file that SEG_DICOMWEB_TOKEN_FILE names;
-otherwise what ~/.netrc has for the host. They go over TLS, or to this machine, and nowhere else. Certificates are
+otherwise what ~/.netrc has for the host. They go over TLS, or to this machine, and nowhere else: the environment's
+proxy is used for TLS alone, of which it sees nothing. Certificates are
 verified against the system's or `certifi`'s authorities, or those in REQUESTS_CA_BUNDLE. No redirection is followed: a
 PACS does not say where a connection goes.
 """

@@ -117,7 +117,7 @@ class Worker:
             return
         except SegError as error:
             code, message, final = error.code, brief(error), error.exit in FINAL and error.code != NO_MEMORY
-            growth = 2 if final or error.exit == Exit.INTERNAL else OUTAGE_GROWTH
+            growth = OUTAGE_GROWTH
         except MemoryError:
             code, message, final, growth = NO_MEMORY, "out of memory", False, OUTAGE_GROWTH
         except Exception as error:  # whatever a series makes the code do, the next one is served

@@ -102,8 +102,7 @@ class SsNet(Method):
         embedded, of = [], []
         for begin, end in ((0, border), (border, len(flat))):
             count = min(self.config.samples, end - begin)
-            draws = torch.rand(count, generator=generator, device=generator.device).to(flat.device)
-            index = begin + (draws * (end - begin)).long()
+            index = torch.randint(begin, end, (count,), generator=generator, device=generator.device).to(flat.device)
             embedded.append(self.prediction(self.projection(flat[index])))
             of.append(labels[index])
         parts = []
