@@ -13,7 +13,7 @@ demo: $(DEMO)/installed
 	$(DEMO)/bin/seg-infer --demo demo
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not slow" -n 2
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 test-slow: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -m slow --timeout 3600

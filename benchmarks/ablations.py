@@ -71,6 +71,7 @@ class Ablation:
 
 
 BOTH = "hstf_crossmatch"
+CROSSMATCH = "crossmatch:fast,labeled_batch=4"  # as many as HSTF's methods have
 PROPOSED = "gap=0.5,distance=dice,strong_statistics=true,ip_weight=0.5,kd_weight=1.0"
 ALL = f"{BOTH}:all"
 PARTS = (
@@ -111,13 +112,13 @@ ABLATIONS = {
     ),
     "labels": Ablation("Number of labelled cases", None),
     "hstf-methods": Ablation(
-        "HSTF's parts by method", None, methods=tuple((m, m) for m in (BASELINE, "crossmatch:fast", "hstf", BOTH))
+        "HSTF's parts by method", None, methods=tuple((m, m) for m in (BASELINE, CROSSMATCH, "hstf", BOTH))
     ),
     "hstf-parts": Ablation(
         "From CrossMatch to HSTF",
         None,
         methods=(
-            ("CrossMatch", "crossmatch:fast"),
+            ("CrossMatch", CROSSMATCH),
             *PARTS,
         ),
     ),

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socketserver
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +16,12 @@ WriteCases = Callable[..., Path]
 
 
 def pytest_configure() -> None:
-    """A shell that starts the tests in the background has them ignore SIGINT, and so would all that they start."""
+    """What holds for all tests.
+
+    A shell that starts the tests in the background has them ignore SIGINT, and so would all that they start.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    socketserver.BaseServer.serve_forever.__defaults__ = (0.02,)  # else every server takes half a second to end
 
 
 def _write_cases(

@@ -62,7 +62,7 @@ def rows(text: str) -> list[list[str]]:
         ("models", (), 1),
         ("accuracy", (), 5),
         ("ablations", ("perturbation",), 3),
-        ("ablations", ("hstf-attention",), 4),
+        pytest.param("ablations", ("hstf-attention",), 4, marks=pytest.mark.slow),
         pytest.param("ablations", ("hstf-design",), 5, marks=pytest.mark.slow),
         # Two of its rows make a table of hstf-scale as well: 2 lines, 2 of the next table's head, 4 lines.
         pytest.param("ablations", ("hstf-statistics",), 8, marks=pytest.mark.slow),
@@ -161,10 +161,11 @@ def test_iteration_with_a_checkout(tmp_path: Path) -> None:
     assert list(table) == ["supervised,labeled_batch=4", "crossmatch:fast", "official"]
     ratio, floor = (float(cell) for cell in table["crossmatch:fast"][3:5])
     assert ratio > 0
-    assert floor == pytest.approx(3.51, abs=0.03)  # 10 encoder and 16 decoder samples with gradient, 2 and 2 without
+    assert floor == pytest.approx(3.26, abs=0.03)  # 9 encoder and 15 decoder samples with gradient, 2 and 2 without
     # 2 samples, twice forward and once backward to the weights, 27 taps from one channel to two
     assert float(table["official"][5]) == pytest.approx(2 * 2 * 2 * 2 * 16**3 * 27 * 2 / 1e9, rel=0.01)
     assert table["official"][7:9] != ["0", "-"]
+    assert table["official"][10] == "3.82"
 
 
 def test_iteration_in_groups() -> None:

@@ -132,8 +132,8 @@ def method_config(settings: Settings) -> MethodConfig:
 
 def own_part(options: MethodConfig, processes: Processes) -> MethodConfig:
     """The method's settings with this process's part of every batch. Raises SegError, E-CONFIG, for an odd one."""
-    names = [name for name in asdict(options) if name.endswith("_batch")]
-    shares: dict[str, Any] = {name: processes.portion(getattr(options, name), name) for name in names}
+    batches = {name: value for name, value in asdict(options).items() if name.endswith("_batch")}
+    shares: dict[str, Any] = {**processes.portions(batches)}
     options.check(processes.size)
     return replace(options, **shares)
 

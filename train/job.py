@@ -97,6 +97,7 @@ def _decide(
     network: Any = NETWORKS[settings.network]
     taught = None if teacher is None else teacher.spec
     names = dataset.label_names if taught is None else dict(zip(taught.label_values, taught.labels, strict=True))
+    method = method_config(settings)
     half = None if teacher is None or teacher.width is None else max(1, teacher.width // 2)
     decided = plan(
         training,
@@ -108,7 +109,8 @@ def _decide(
         memory_bytes=memory_of(device),
         device="cuda" if device.type == "cuda" else "cpu",
         dims=network.dims,
-        batch_labeled=method_config(settings).labeled_batch,
+        batch_labeled=method.labeled_batch,
+        cost=method.cost * (method.labeled_batch + method.unlabeled_batch) / method.labeled_batch,
         channel_names=dataset.channel_names,
     )
     return decided if taught is None else replace(decided, normalisation=taught.normalisation)

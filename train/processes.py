@@ -8,7 +8,7 @@ BCP mixes its own share, SS-Net and CAML embed and remember it.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -72,17 +72,20 @@ class Processes:
             dist.all_reduce(stacked)
         return dict(zip(values, (stacked / self.size).tolist(), strict=True))
 
-    def portion(self, batch: int, name: str) -> int:
-        """This process's part of a batch.
+    def portions(self, batches: Mapping[str, int]) -> dict[str, int]:
+        """This process's part of each batch.
 
         Raises
         ------
-        SegError : E-CONFIG when the processes cannot share it equally.
+        SegError : E-CONFIG when the processes cannot share one equally.
         """
-        if batch % self.size:
-            fix = f"choose a multiple of {self.size}, or another number of processes"
-            raise SegError("E-CONFIG", Exit.USAGE, "", f"{name} {batch} for {self.size} processes", fix)
-        return batch // self.size
+        odd = {name: batch for name, batch in batches.items() if batch % self.size}
+        if odd:
+            found = ", ".join(f"{name} {batch}" for name, batch in odd.items())
+            fix = " ".join(f"--set {name}={-(-batch // self.size) * self.size}" for name, batch in odd.items())
+            fix += ", or another number of processes"
+            raise SegError("E-CONFIG", Exit.USAGE, "", f"{found} for {self.size} processes", fix)
+        return {name: batch // self.size for name, batch in batches.items()}
 
 
 def join(device: torch.device) -> Processes:

@@ -212,8 +212,9 @@ def _loop(
         return result
 
     spacing = job.spec.spacing
-    edges = (1.0, 1.0, 1.0) if None in spacing else spacing  # a scan's own spacing is nearly the same along x and y
-    data, rules = Data(labeled, unlabeled or labeled, edges), method.rules()  # type: ignore[arg-type]
+    # A scan's own spacing is nearly the same along x and y; that of slices along z does not count.
+    edges = (1.0, 1.0, 1.0) if None in spacing[:2] else tuple(edge or 1.0 for edge in spacing)
+    data, rules = Data(labeled, unlabeled or labeled, edges), method.rules()
     common = (engine.device, engine.precision, engine.processes, _truth(job))
     refinement = None
     if rules is not None:

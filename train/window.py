@@ -67,18 +67,18 @@ def judge_window(window: Shape3, stride: Shape3, budget: int) -> list[str]:
     return [f"the window has {voxels} voxels, {budget} were advised"] if voxels > budget else []
 
 
-def cpu_step_seconds(window: Shape3, width: int, batch: int) -> float:
+def cpu_step_seconds(window: Shape3, width: int, batch: float) -> float:
     """Estimated seconds of one training step on a CPU. Good to a factor of two or so: processors differ by more."""
     forward = MACS_PER_VOXEL * float(np.prod(window)) * (width / 16) ** 2
     return forward * PASSES * batch / CPU_MACS_PER_SECOND
 
 
-def cpu_notes(window: Shape3, width: int, batch: int, iterations: int) -> list[str]:
+def cpu_notes(window: Shape3, width: int, batch: float, iterations: int) -> list[str]:
     """What a training costs on a CPU, and which flags make it cheaper."""
     seconds = cpu_step_seconds(window, width, batch)
     hours = seconds * iterations / 3600
     cost = f"{_rough(seconds)} s a step, {_rough(hours)} h for {iterations} iterations"
-    notes = [f"on a CPU about {cost} (estimate, labelled windows alone)"]
+    notes = [f"on a CPU about {cost} (estimate)"]
     dims = 3 if window[2] > 1 else 2
     faster = ["a coarser --spacing"]
     if np.prod(window) > np.prod(CPU_WINDOW[dims]):

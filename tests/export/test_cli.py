@@ -20,6 +20,8 @@ from seg.train.config import trained_method
 from seg.train.networks.vnet import VNet
 from seg.train.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("converted_once")
+
 Run = Callable[..., tuple[int, str]]
 
 

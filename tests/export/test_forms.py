@@ -8,11 +8,10 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-import onnx
 import pytest
 import torch
 
-from seg.export import forms, onnx_, proof
+from seg.export import forms, proof
 from seg.export.onnx_ import export
 from seg.infer.artifact import load
 from seg.infer.errors import Exit
@@ -41,17 +40,10 @@ def network() -> VNet:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _quick(tmp_path_factory: pytest.TempPathFactory, converted_once: None) -> Iterator[None]:
     """A conversion from torch takes seconds: one serves all tests. Seals go to a cache of their own."""
-    proto, handler = onnx_._convert(network(), SPEC), signal.getsignal(signal.SIGTERM)
-
-    def converted(*_: object) -> onnx.ModelProto:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(proto)
-        return copy
-
+    handler = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_, "_convert", converted)
         patch.setenv("SEG_CACHE", str(tmp_path_factory.mktemp("cache") / "cache"))
         yield
     signal.signal(signal.SIGTERM, handler)

@@ -15,6 +15,8 @@ from seg.infer.errors import SegError
 from seg.infer.spec import ModelSpec, Normalisation
 from seg.train.networks.vnet import VNet
 
+pytestmark = pytest.mark.usefixtures("converted_once")
+
 SPEC = ModelSpec(
     name="tiny",
     labels=("background", "one", "two"),

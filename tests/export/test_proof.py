@@ -15,6 +15,8 @@ from seg.infer.spec import ModelSpec, Normalisation
 from seg.train.cases import discover
 from seg.train.networks.vnet import VNet
 
+pytestmark = pytest.mark.usefixtures("converted_once")
+
 SPEC = ModelSpec(
     "tiny", ("background", "left", "right"), ("MR",), (None, None, None), Normalisation(), (16, 16, 16), (16, 16, 16)
 )

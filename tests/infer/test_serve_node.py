@@ -40,6 +40,7 @@ from pydicom import Dataset
 from pynetdicom import AE
 
 from seg.infer.serve import node as node_module
+from seg.infer.serve import service as serving
 from seg.infer.serve import wire
 from seg.infer.serve.database import jobs
 from seg.infer.serve.service import Service
@@ -65,8 +66,9 @@ def pacs() -> Iterator[FakePacs]:
 
 
 @pytest.fixture
-def start(tmp_path: Path, pacs: FakePacs) -> Iterator[Start]:
+def start(tmp_path: Path, pacs: FakePacs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Start a node that knows the PACS; `segmenter` is the one it uses."""
+    monkeypatch.setattr(serving, "IDLE_SECONDS", 0.02)
     running: list[Service] = []
 
     def make(**changes: Any) -> Service:

@@ -291,7 +291,9 @@ def test_cached_facts_of_a_labelled_case_do_not_leak_into_its_unlabelled_role(fo
     assert (facts.class_voxels, facts.channels[0].foreground, facts.label_sha256) == ({}, (), "")
 
 
-@pytest.mark.parametrize(("name", "labeled"), [("LA", 8), ("hippocampus", 10), ("ACDC", 3)])
+@pytest.mark.parametrize(
+    ("name", "labeled"), [pytest.param("LA", 8, marks=pytest.mark.slow), ("hippocampus", 10), ("ACDC", 3)]
+)
 def test_public_data_is_clean_and_quick(name: str, labeled: int) -> None:
     if not (DATA / name).is_dir():
         pytest.skip(f"no {name} under {DATA}: set SEG_DATA")

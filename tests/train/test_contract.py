@@ -12,6 +12,7 @@ import torch
 from tiny import make_batch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.flop_counter import FlopCounterMode
 
 from seg.infer.errors import Exit, SegError
 from seg.infer.spec import ModelSpec, Normalisation
@@ -181,6 +182,25 @@ def trained(name: str, row: str | None, steps: range, state: dict[str, Any] | No
         torch.manual_seed(number)
         step(make_batch(method.config, seed=number), number)
     return step
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_cost_is_that_of_a_step(name: str) -> None:
+    """The plan's estimate goes by it. Windows this small round HSTF's scales, and CAML's heads weigh more."""
+    config = METHODS[name].Config()
+    method = METHODS[name](VNet(width=16), config, 100).train()
+    if isinstance(method, Distill):
+        method.teacher = torch.no_grad()(VNet(width=32).eval())
+    step = Step(method, 100, torch.device("cpu"), torch.float32)
+    with FlopCounterMode(display=False) as taken:
+        step(make_batch(config), LATE)
+    with FlopCounterMode(display=False) as unit, torch.no_grad():
+        VNet(width=16)(torch.zeros(2, 1, 16, 16, 16))
+    crops = config.labeled_batch + config.unlabeled_batch
+    forward_and_back = 3 * unit.get_total_flops() / 2
+    assert taken.get_total_flops() / forward_and_back == pytest.approx(
+        config.cost * crops, rel=0.5 if name in ("caml", "hstf") else 0.15
+    )
 
 
 def leaves(value: object, name: str = "") -> Iterator[tuple[str, Any]]:

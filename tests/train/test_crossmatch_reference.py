@@ -170,7 +170,7 @@ def paper(method: CrossMatch, batch: Batch, step: int) -> dict[str, Tensor]:
 def official(method: CrossMatch, batch: Batch, step: int) -> dict[str, Tensor]:
     """Partners from a third loader, predicted first and without gradient; threshold ramp times ln 2."""
     cfg, net, g = method.config, method.student, batch.generator
-    u, partner = batch.u[: -cfg.mix_batch], batch.u[-cfg.mix_batch :]
+    u, partner = batch.u[0::2], batch.u[1::2]
     s1, s2 = strong_view(u, g), strong_view(u, g)
     boxes = cutmix_boxes(len(u), u.shape[2:], g), cutmix_boxes(len(u), u.shape[2:], g)
     p1, p2 = strong_view(partner, g), strong_view(partner, g)

@@ -53,10 +53,11 @@ log_every = 1
 METHODS = {
     "supervised": 'name = "supervised"\ndropout = 0.0',
     "paper": 'name = "crossmatch"\npreset = "paper"\nthreshold = 0.5',
+    "official": 'name = "crossmatch"\npreset = "official"\nthreshold = 0.5',
     **{  # at their own rate of 0.01 rounding grows tenfold within six steps
         name: f'name = "{name}"\ndropout = 0.0\nlr = 0.001' for name in ("ua_mt", "urpc", "mc_net")
     },
-    "fast": 'name = "crossmatch"\nthreshold = 0.5\nramp_up = 0.0',
+    "fast": 'name = "crossmatch"\nthreshold = 0.5\nramp_up = 0.0\nlabeled_batch = 4',
 }
 
 
@@ -198,11 +199,15 @@ def test_alone() -> None:
 
 
 def test_batches_are_shared_equally_or_not_at_all() -> None:
-    assert Processes(1, 2).portion(4, "labeled_batch") == 2
+    assert Processes(1, 2).portions({"labeled_batch": 4, "unlabeled_batch": 2}) == {
+        "labeled_batch": 2,
+        "unlabeled_batch": 1,
+    }
     with pytest.raises(SegError) as caught:
-        Processes(0, 3).portion(4, "labeled_batch")
+        Processes(0, 3).portions({"labeled_batch": 4, "unlabeled_batch": 3, "mix_batch": 0})
     assert (caught.value.code, caught.value.exit) == ("E-CONFIG", 2)
     assert "labeled_batch 4 for 3 processes" in str(caught.value)
+    assert caught.value.fix == "--set labeled_batch=6, or another number of processes"
 
 
 @pytest.mark.parametrize(
@@ -213,6 +218,7 @@ def test_batches_are_shared_equally_or_not_at_all() -> None:
         (CrossMatchConfig(unlabeled_batch=1), False),  # its own CutMix partner
         (CrossMatchConfig(unlabeled_batch=2, mix_batch=1), True),
         (CrossMatchConfig(unlabeled_batch=1, mix_batch=1), False),
+        (CrossMatchConfig(unlabeled_batch=6, mix_batch=2), False),  # four scans with two partners
         (FixMatchConfig(unlabeled_batch=2), True),
         (FixMatchConfig(unlabeled_batch=1), False),
     ],

@@ -58,9 +58,11 @@ class MethodConfig:
     Attributes
     ----------
     least_unlabeled : unlabelled crops that the method needs in a step.
+    cost : FLOP of a step a crop, in units of supervised training's: for estimates. Default: every crop once.
     """
 
     least_unlabeled: ClassVar[int] = 0
+    cost: ClassVar[float] = 1.0
 
     labeled_batch: int = 4
     unlabeled_batch: int = 0

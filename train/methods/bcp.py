@@ -10,7 +10,7 @@ and projection heads that no loss reaches.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ class BcpConfig(MethodConfig):
 
     labeled_batch: int = 4
     unlabeled_batch: int = 4
+    cost: ClassVar[float] = 0.7
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.01
     schedule: Literal["poly", "step", "constant"] = "step"

@@ -24,6 +24,7 @@ class DmdConfig(MethodConfig):
 
     labeled_batch: int = 2
     unlabeled_batch: int = 2
+    cost: ClassVar[float] = 2.0
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.01
     schedule: Literal["poly", "step", "constant"] = "step"

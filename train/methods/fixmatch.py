@@ -23,6 +23,7 @@ class FixMatchConfig(MethodConfig):
 
     labeled_batch: int = 2
     unlabeled_batch: int = 2
+    cost: ClassVar[float] = 1.5
     threshold: float = 0.95  # tau
     scale: float = 0.5  # (L_x + L_u) / 2
     strong: float = 1.0  # of L_u

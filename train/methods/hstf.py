@@ -52,6 +52,7 @@ class HstfConfig(MethodConfig):
 
     labeled_batch: int = 4
     unlabeled_batch: int = 2
+    cost: ClassVar[float] = 1.2
     dropout: float = 0.1
     clip_norm: float = 1.0
     betas: tuple[float, float] = (0.9, 0.98)

@@ -5,8 +5,9 @@
 
 The stream wn is the mean teacher's (fused with the bank, weighted by voxel); the assistants ww and ws stay with the
 student and are masked by CrossMatch's threshold. The CutMix partner is the batch reversed. See `hstf` and `crossmatch`.
-Constants are those of CrossMatch's `fast`: cross entropy beside Dice, perturbed streams normalised apart, a gap of
-0.25, weights of 0.3. The proposal has Dice alone, one batch norm for all streams, a gap of 0.5, weights of 0.5 and 1.
+Constants but the batch are those of CrossMatch's `fast`: cross entropy beside Dice, perturbed streams normalised
+apart, a gap of 0.25, weights of 0.3. The proposal has Dice alone, one batch norm for all streams, a gap of 0.5,
+weights of 0.5 and 1.
 
 The default has those of HSTF's parts that cost no Dice (hippocampus, 10 labels, 800 steps): one threshold in the place
 of SoftMatch's weights, no consistency across scales, rounds in the second half of the run; 85.3 +- 0.2, CrossMatch
@@ -17,7 +18,7 @@ of it the Dice falls by 2.9 points instead of 5.5; with the proposal's weights i
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ from .streams import Distance, Perturbation, StreamTarget, perturbed
 @dataclass(frozen=True)
 class HstfCrossMatchConfig(HstfConfig):
     """HSTF's values and CrossMatch's; see the module's docstring for what is off."""
+
+    cost: ClassVar[float] = 2.4
 
     weights: Literal["softmatch", "threshold", "none"] = "threshold"
     csc: Literal["both", "down", "up", "off", "augment"] = "off"

@@ -33,6 +33,7 @@ class McNetConfig(MethodConfig):
     lr: float = 0.01
     schedule: Literal["poly", "step", "constant"] = "constant"  # the official rate is computed and never set
     others: int = 1  # decoders beside the network's own
+    cost: ClassVar[float] = 2.2
     supervised: float = 0.5  # --lamda
     consistency: float = 1.0  # --consistency
     ramp_up: float = 0.4  # 40 epochs of 150 iterations = 6000 of 15000
@@ -45,6 +46,7 @@ class McNetPlusConfig(McNetConfig):
     """Three decoders."""
 
     others: int = 2
+    cost: ClassVar[float] = 3.4
 
 
 class McNet(Method):

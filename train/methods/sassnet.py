@@ -30,6 +30,7 @@ class SassNetConfig(MethodConfig):
 
     labeled_batch: int = 2
     unlabeled_batch: int = 2
+    cost: ClassVar[float] = 1.8
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.01
     schedule: Literal["poly", "step", "constant"] = "step"

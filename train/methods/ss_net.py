@@ -35,6 +35,7 @@ class SsNetConfig(MethodConfig):
 
     labeled_batch: int = 2
     unlabeled_batch: int = 2
+    cost: ClassVar[float] = 2.7
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.01
     schedule: Literal["poly", "step", "constant"] = "step"

@@ -28,6 +28,7 @@ class UaMtConfig(MethodConfig):
 
     labeled_batch: int = 2
     unlabeled_batch: int = 2
+    cost: ClassVar[float] = 2.5
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.01
     schedule: Literal["poly", "step", "constant"] = "step"

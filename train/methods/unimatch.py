@@ -27,6 +27,7 @@ class UniMatchConfig(MethodConfig):
 
     labeled_batch: int = 2
     unlabeled_batch: int = 2
+    cost: ClassVar[float] = 2.3
     threshold: float = 0.95
     scale: float = 0.5
     strong: float = 0.25  # each of two views
