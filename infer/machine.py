@@ -25,6 +25,12 @@ def usable_threads(root: Path = ROOT) -> int:
     return max(1, min([len(os.sched_getaffinity(0)), *(math.ceil(quota) for quota in quotas)]))
 
 
+def cpu_flags(root: Path = ROOT) -> set[str]:
+    """What the processor can do, as Linux names it ("avx2", "avx512_vnni"); empty where that is unknown."""
+    line = next((line for line in _lines(root / "proc/cpuinfo") if line.startswith("flags")), "")
+    return set(line.split())
+
+
 def available_memory(root: Path = ROOT) -> int:
     """Bytes that can still be allocated without swapping or being killed.
 

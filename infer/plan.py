@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import Exit, SegError
+from .machine import cpu_flags
 from .preprocess import Grids
 from .spec import ModelSpec
 from .stitch import Tiling, window_starts
@@ -27,7 +28,7 @@ RATES = {
     "fp32": {"avx512f": 30e9, "avx2": 14e9},
     "fp16": {"avx512f": 30e9, "avx2": 14e9},
     "bf16": {"amx_bf16": 120e9},
-    "int8": {"avx512_vnni": 120e9},
+    "int8": {"avx512_vnni": 120e9, "avx2": 40e9},
 }
 SLOW = 4e9
 START_SECONDS = 0.15  # what an engine does when it sees a shape for the first time
@@ -218,11 +219,7 @@ def _shrunk(tiling: Tiling, shape: Shape3, spec: ModelSpec, options: TilingOptio
 
 def rate(precision: str) -> float:
     """Multiply-adds per second and thread of this processor, from its flags; a cautious guess where unknown."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            flags = set(next((line for line in file if line.startswith("flags")), "").split())
-    except OSError:
-        flags = set()
+    flags = cpu_flags()
     return next((speed for flag, speed in RATES.get(precision, {}).items() if flag in flags), SLOW)
 
 

@@ -8,6 +8,8 @@ import openvino
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from seg.infer import models
+from seg.infer.backends import openvino_
 from seg.infer.backends.openvino_ import OpenVinoBackend
 from seg.infer.backends.quantisers import fuse_quantisers
 
@@ -73,6 +75,21 @@ def test_the_scale_survives_a_concatenation(tmp_path: Path) -> None:
     found = OpenVinoBackend(quantised(tmp_path / "q.onnx", "", twice=True)).run(x)
     expected = np.clip(np.round(features(x) / SCALE), -128, 127) * SCALE
     np.testing.assert_allclose(found, 2 * expected.sum(1, keepdims=True), atol=2.02 * SCALE)
+
+
+@pytest.mark.parametrize("processor", ["this", "without VNNI"])
+def test_a_scan_has_one_result_whatever_was_known_of_it(processor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled for its shape, for none, and after other shapes."""
+    if processor == "without VNNI":
+        monkeypatch.setattr(openvino_, "cpu_flags", set)
+    path = str(Path(models.__file__).with_name("hippocampus.int8.onnx"))
+    scan, other, third = (small_nets.windows(1, 1, *shape) for shape in ((48, 64, 48), (48, 48, 48), (32, 48, 48)))
+    known = OpenVinoBackend(path, shape=scan.shape).run(scan).copy()
+    np.testing.assert_array_equal(OpenVinoBackend(path).run(scan), known)
+    backend = OpenVinoBackend(path, shape=other.shape)
+    for x in (other, scan, third, scan):
+        found = backend.run(x)
+    np.testing.assert_array_equal(found, known)
 
 
 @pytest.mark.parametrize(("activation", "count"), [("Relu", 1), ("", 0), ("Tanh", 0)])
