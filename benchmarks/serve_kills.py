@@ -5,7 +5,7 @@ that fails is sent again. Meanwhile `seg-serve` is killed with SIGKILL at random
 must end with exactly one DICOM SEG in Orthanc, that refers to all of its slices. The queue is looked at just before
 each kill, so the result says what the kills interrupted.
 
-Needs the Debian packages orthanc and orthanc-dicomweb, and the extra `serve`. --smoke: 12 studies and 3 kills, with no
+Needs the Debian packages orthanc and orthanc-dicomweb, and the extra `serve`. --smoke: 6 studies and 2 kills, with no
 result file.
 """
 
@@ -194,12 +194,12 @@ def main() -> None:
     parser.add_argument("--cut", type=float, default=20.0, help="seconds that a broken send has to be tried again")
     parser.add_argument("--model", default="hippocampus")
     parser.add_argument("--results", type=Path, default=env.RESULTS)
-    parser.add_argument("--smoke", action="store_true", help="12 studies, 3 kills; writes no result")
+    parser.add_argument("--smoke", action="store_true", help="6 studies, 2 kills; writes no result")
     options = parser.parse_args()
     if reason := orthanc_missing():
         sys.exit(f"skipped: {reason}")
     if options.smoke:
-        options.studies, options.kills, options.cut = 12, 3, 5.0
+        options.studies, options.kills, options.cut = 6, 2, 3.0
     with tempfile.TemporaryDirectory() as folder:
         found = run(Path(folder), options.studies, options.kills, options.seed, options.model, options.cut)
     columns = ("studies", "SIGKILLs", "sends repeated", "lost", "doubled", "partial", "seconds")

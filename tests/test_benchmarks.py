@@ -1,5 +1,6 @@
 """Every benchmark runs, in its smoke mode, as a user would start it; and the parts whose mistakes no run would show."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -91,13 +92,20 @@ def test_startup(tmp_path: Path) -> None:
 
 
 def test_inference() -> None:
-    """Random weights; the other tools are skipped with the reason where they are not installed."""
-    done = run("inference", "--smoke")
+    """Random weights."""
+    done = run("inference", "--smoke", "--skip", "monai", "nnunet")
     table = {row[0]: row for row in rows(done.stdout)}
     assert {"ours-fp32", "ours-windows", "torch-one-pass", "protocol"} <= table.keys()
     for name in ("ours-fp32", "ours-windows", "torch-one-pass", "protocol"):
         assert float(table[name][6]) > 99.9, table[name]
     assert "ours-int8: skipped, no --int8 artifact" in done.stderr
+
+
+@pytest.mark.slow
+def test_inference_of_other_tools() -> None:
+    """They are skipped with the reason where they are not installed."""
+    done = run("inference", "--smoke")
+    table = {row[0]: row for row in rows(done.stdout)}
     for tool in ("monai", "nnunet"):
         assert tool in table or f"{tool}: skipped, ModuleNotFoundError" in done.stderr
 
@@ -168,6 +176,28 @@ def test_iteration_with_a_checkout(tmp_path: Path) -> None:
     assert table["official"][10] == "3.82"
 
 
+def test_groups_are_scaled_to_the_first_ones_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice as slow a machine in the second group; SASSNet's row has the paper's figures beside it."""
+    import iteration
+
+    unit, fact = iteration.UNIT, {"flop": 1e9, "parameters": 1e6, "peak_bytes": 1e6}
+    turns = iter([{unit: [1.0, 1.0], "sassnet": [2.0, 2.0]}, {unit: [2.0, 2.0], "dtc": [2.0, 1.8]}])
+
+    def take_turns(names: list[str], _: object) -> tuple[dict[str, list[float]], dict[str, object]]:
+        found = next(turns)
+        assert list(found) == names
+        return found, dict.fromkeys(names, fact)
+
+    monkeypatch.setattr(iteration, "take_turns", take_turns)
+    names = [unit, "sassnet", "dtc"]
+    seconds, facts = iteration.in_groups(names, argparse.Namespace(at_once=1))
+    assert seconds == {unit: [1.0, 1.0], "sassnet": [2.0, 2.0], "dtc": [1.0, 0.9]}
+    table = {row[0]: row for row in rows(iteration.iteration_table(names, seconds, facts))}
+    assert (table["sassnet"][3], table["dtc"][3]) == ("2.00", "0.95")
+    assert table["sassnet"][10:] == ["1.91", "501", "22.8", "20.463", "249.194"]
+
+
+@pytest.mark.slow
 def test_iteration_in_groups() -> None:
     """V-Net is timed in each group; SASSNet's row counts the discriminator and has the paper's figures beside it."""
     options = ("--rows", "supervised,labeled_batch=4", "sassnet", "dtc", "--at-once", "1")
@@ -190,6 +220,7 @@ def test_every_method_has_a_row_and_a_floor() -> None:
     assert PAPER.keys() < methods.METHODS.keys()
 
 
+@pytest.mark.slow
 def test_step_alone_and_with_loading() -> None:
     (row,) = rows(run("iteration", "--smoke", "--loading", "--rows", "supervised").stdout)
     assert len(row) == 4

@@ -93,7 +93,7 @@ def benchmark(*arguments: str, seconds: int) -> dict[str, Any]:
 
 def test_studies_through_orthanc_with_kills() -> None:
     found = benchmark("--smoke", seconds=280)
-    assert (found["studies"], found["kills"]) == (12, 3)
+    assert (found["studies"], found["kills"]) == (6, 2)
     assert found["lost"] == found["doubled"] == found["partial"] == 0
 
 
