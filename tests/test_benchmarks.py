@@ -93,7 +93,7 @@ def test_startup(tmp_path: Path) -> None:
 
 def test_inference() -> None:
     """Random weights."""
-    done = run("inference", "--smoke", "--skip", "monai", "nnunet")
+    done = run("inference", "--smoke", "--skip", "monai", "nnunet", "ours-bf16")
     table = {row[0]: row for row in rows(done.stdout)}
     assert {"ours-fp32", "ours-windows", "torch-one-pass", "protocol"} <= table.keys()
     for name in ("ours-fp32", "ours-windows", "torch-one-pass", "protocol"):
@@ -227,6 +227,7 @@ def test_step_alone_and_with_loading() -> None:
     assert all(float(cell) > 0 for cell in row[1:])
 
 
+@pytest.mark.slow
 def test_loading_of_real_scans_in_memory_and_mapped(tmp_path: Path) -> None:
     from experiments import write_phantoms
 

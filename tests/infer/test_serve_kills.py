@@ -91,6 +91,7 @@ def benchmark(*arguments: str, seconds: int) -> dict[str, Any]:
     return dict(zip(("studies", "kills", "repeated", "lost", "doubled", "partial"), map(int, cells[:6]), strict=True))
 
 
+@pytest.mark.slow
 def test_studies_through_orthanc_with_kills() -> None:
     found = benchmark("--smoke", seconds=280)
     assert (found["studies"], found["kills"]) == (6, 2)
