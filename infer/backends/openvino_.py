@@ -18,7 +18,6 @@ from .quantisers import fuse_quantisers
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 VNNI = {"avx512_vnni", "avx_vnni"}
-SHAPES = 2  # kept compiled where each is compiled by itself: groups of slices end with a smaller one
 
 
 def _openvino() -> Any:
@@ -118,8 +117,10 @@ class OpenVinoBackend:
         used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if self._precision != "auto" and used != _HINTS[self._precision]:
             raise no_precision("openvino", self._precision, "use --precision fp32")
-        while len(self._requests) > (SHAPES - 1 if self._each_shape else 0):
-            del self._requests[next(iter(self._requests))]
+        # Scratch memory is planned for one, but groups of slices end with a smaller one, scan after scan.
+        others = [other for other in self._requests if other is not None] if self._dims == 4 else []
+        alike = sorted(other for other in others if other[:4] == (shape or ())[:4])
+        self._requests = {other: self._requests[other] for other in alike[-1:]}
         self._requests[shape] = request = compiled.create_infer_request()
         return request
 
