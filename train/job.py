@@ -110,7 +110,7 @@ def _decide(
         device="cuda" if device.type == "cuda" else "cpu",
         dims=network.dims,
         batch_labeled=method.labeled_batch,
-        cost=method.cost * (method.labeled_batch + method.unlabeled_batch) / method.labeled_batch,
+        crops=method.crops,
         channel_names=dataset.channel_names,
     )
     return decided if taught is None else replace(decided, normalisation=taught.normalisation)

@@ -112,7 +112,7 @@ def plan(
     device: Literal["cpu", "cuda"] = "cuda",
     dims: Literal[2, 3] = 3,
     batch_labeled: int = BATCH_LABELED,
-    cost: float = 1.0,
+    crops: float | None = None,
     channel_names: Sequence[str] | None = None,
 ) -> Plan:
     """Decide everything that the user did not.
@@ -125,7 +125,7 @@ def plan(
     iterations : the user's choice, or None.
     memory_bytes, device : of the device that trains; on a CPU the plan is small enough to be of use, and says its cost.
     dims, batch_labeled : of the network and the method.
-    cost : FLOP of the method's step in units of those that its labelled windows take.
+    crops : see `MethodConfig.crops`; the labelled windows by default.
 
     Raises
     ------
@@ -148,7 +148,7 @@ def plan(
         window = _largest_window(facts, grid, shape, stride, min(budget, prod(CPU_WINDOW[dims])) if slow else budget)
     modality, doubts = guess_modality(facts)
     notes = [*grid_notes, *judge_window(window, stride, budget), *doubts]
-    notes += cpu_notes(window, width, cost * batch_labeled, iterations) if slow else []
+    notes += cpu_notes(window, width, crops or batch_labeled, iterations) if slow else []
     names = {0: "background", **(label_names or {})}
     number = len(facts[0].channels)
     numbered = [modality] if number == 1 else [f"{modality} {n}" for n in range(number)]

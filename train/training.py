@@ -192,6 +192,14 @@ def _resume(loop: Loop, folder: Path, say: Callable[[str], None]) -> None:
     loop.restore(state)
 
 
+def edges_of(spacing: Sequence[float | None]) -> tuple[float, ...]:
+    """Edges of a voxel for `Data`: mm where the grid has them along x and y; of slices that along z does not count.
+
+    A scan's own spacing (None) is nearly the same along x and y.
+    """
+    return (1.0, 1.0, 1.0) if None in spacing[:2] else tuple(edge or 1.0 for edge in spacing)
+
+
 def _loop(
     job: Prepared,
     folder: Path,
@@ -211,10 +219,7 @@ def _loop(
         write_json(folder / VALIDATION, result)
         return result
 
-    spacing = job.spec.spacing
-    # A scan's own spacing is nearly the same along x and y; that of slices along z does not count.
-    edges = (1.0, 1.0, 1.0) if None in spacing[:2] else tuple(edge or 1.0 for edge in spacing)
-    data, rules = Data(labeled, unlabeled or labeled, edges), method.rules()
+    data, rules = Data(labeled, unlabeled or labeled, edges_of(job.spec.spacing)), method.rules()
     common = (engine.device, engine.precision, engine.processes, _truth(job))
     refinement = None
     if rules is not None:

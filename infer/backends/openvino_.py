@@ -50,9 +50,8 @@ class OpenVinoBackend:
     Compiled for a shape known beforehand, the first scan takes 0.2 to 0.3 s less (a V-Net of width 16). Another shape
     is still right: it costs a second compilation, after which all shapes are taken.
 
-    An int8 network is compiled for each shape on processors without VNNI. For all shapes at once OpenVINO 2026.4 would
-    compute transposed convolutions there in float32: 1.7 times the time (V-Net of width 8), and other roundings, so
-    that one scan had two masks, a few voxels apart, by what was known when its network was compiled.
+    An int8 network is compiled for all shapes from the start where the processor has no VNNI: there OpenVINO 2026.4
+    rounds otherwise for a known shape, and one scan would have two masks, a few voxels apart, by what was known of it.
 
     Parameters
     ----------
@@ -94,47 +93,37 @@ class OpenVinoBackend:
             elif output not in self._model.output(0).names:
                 raise RuntimeError(f"the graph has no output {output}")
             fuse_quantisers(self._model, ov.opset13)
+            if not VNNI & cpu_flags() and any(op.get_type_name() == "FakeQuantize" for op in self._model.get_ops()):
+                shape = None
+            self._config = config
+            self._dims = len(self._model.input(0).partial_shape)
+            compiled = self._compile(None if shape is None else tuple(shape))
         except RuntimeError as error:
             raise load_error(path, "OpenVINO", error) from error
-        self._path, self._precision, self._config = path, precision, config
-        self._dims = len(self._model.input(0).partial_shape)
-        quantised = any(node.get_type_name() == "FakeQuantize" for node in self._model.get_ops())
-        self._each_shape = quantised and not VNNI & cpu_flags()
-        self._requests: dict[tuple[int, ...] | None, Any] = {}  # None: for all shapes
-        if shape is not None or not self._each_shape:
-            self._compile(None if shape is None else tuple(shape))
+        used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        if precision != "auto" and used != _HINTS[precision]:
+            raise no_precision("openvino", precision, "use --precision fp32")
 
     def _compile(self, shape: tuple[int, ...] | None) -> Any:
-        """For one shape, or for all; returns what runs it."""
-        model = self._model
-        try:
-            if shape is not None:
-                model = model.clone()
-                model.reshape(sliced_shape(shape) if self._dims == 4 else shape)
-            compiled = _core().compile_model(model, "CPU", self._config)
-        except RuntimeError as error:
-            raise load_error(self._path, "OpenVINO", error) from error
-        used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-        if self._precision != "auto" and used != _HINTS[self._precision]:
-            raise no_precision("openvino", self._precision, "use --precision fp32")
-        # Scratch memory is planned for one, but groups of slices end with a smaller one, scan after scan.
-        others = [other for other in self._requests if other is not None] if self._dims == 4 else []
-        alike = sorted(other for other in others if other[:4] == (shape or ())[:4])
-        self._requests = {other: self._requests[other] for other in alike[-1:]}
-        self._requests[shape] = request = compiled.create_infer_request()
-        return request
+        """For one shape, or for all."""
+        model, self._shape = self._model, shape
+        if shape is not None:
+            model = model.clone()
+            model.reshape(sliced_shape(shape) if self._dims == 4 else shape)
+        compiled = _core().compile_model(model, "CPU", self._config)
+        self._request: Any = compiled.create_infer_request()
+        return compiled
 
     def run(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """(N, C, X, Y, Z) -> (N, K, X, Y, Z); the result is valid until the next call."""
-        if self._model is None:
+        if self._request is None:
             raise closed()
-        request = self._requests.get(x.shape) or self._requests.get(None)
-        if request is None:
-            request = self._compile(x.shape if self._each_shape else None)
+        if self._shape not in (None, x.shape):
+            self._compile(None)
         given = to_slices(x) if self._dims == 4 else x
-        logits: NDArray[np.float32] = request.infer([given], share_inputs=True, share_outputs=True)[0]
+        logits: NDArray[np.float32] = self._request.infer([given], share_inputs=True, share_outputs=True)[0]
         return from_slices(logits, len(x)) if self._dims == 4 else logits
 
     def close(self) -> None:
         """Release the network."""
-        self._requests, self._model = {}, None
+        self._request = self._model = None

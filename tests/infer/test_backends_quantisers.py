@@ -92,18 +92,6 @@ def test_a_scan_has_one_result_whatever_was_known_of_it(processor: str, monkeypa
     np.testing.assert_array_equal(found, known)
 
 
-def test_groups_of_slices_are_compiled_twice_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full group stays compiled beside the last, smaller one; other extents take the place of both."""
-    monkeypatch.setattr(openvino_, "cpu_flags", set)
-    backend = OpenVinoBackend(str(Path(models.__file__).with_name("short-axis.int8.onnx")))
-    compiled: list[tuple[int, ...]] = []
-    plain = backend._compile
-    monkeypatch.setattr(backend, "_compile", lambda shape: (compiled.append(shape), plain(shape))[1])
-    for n, extent in ((4, 64), (4, 64), (3, 64), (4, 64), (2, 64), (4, 64), (4, 48), (4, 64)):
-        backend.run(small_nets.windows(1, 1, extent, 64, n))
-    assert [shape[2::2] for shape in compiled] == [(64, 4), (64, 3), (64, 2), (48, 4), (64, 4)]
-
-
 @pytest.mark.parametrize(("activation", "count"), [("Relu", 1), ("", 0), ("Tanh", 0)])
 def test_only_what_is_never_negative(tmp_path: Path, activation: str, count: int) -> None:
     model = openvino.Core().read_model(quantised(tmp_path / "q.onnx", activation))

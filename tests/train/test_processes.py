@@ -210,6 +210,12 @@ def test_batches_are_shared_equally_or_not_at_all() -> None:
     assert caught.value.fix == "--set labeled_batch=6, or another number of processes"
 
 
+def test_an_averaging_teacher_without_an_average_is_refused() -> None:
+    with pytest.raises(SegError, match="teacher ema and ema 0"):
+        CrossMatchConfig(ema=0.0).check()
+    CrossMatchConfig(ema=0.0, teacher="apart").check()
+
+
 @pytest.mark.parametrize(
     ("options", "fits"),
     [

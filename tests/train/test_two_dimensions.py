@@ -26,6 +26,7 @@ from seg.train.processes import Processes
 from seg.train.sampling import Sample, draw
 from seg.train.settings import Settings, override
 from seg.train.strong import bias_field, cutmix_boxes, gaussian_blur, strong_view
+from seg.train.training import edges_of
 
 SHAPE = torch.Size((20, 24))
 ALL = [(name, row) for name in METHODS for row in (None, *PRESETS_2D.get(name, {}))]
@@ -330,3 +331,15 @@ def test_acdc_is_planned_on_its_own_grid() -> None:
     options = prepared.config["method"]["options"]
     assert (options["labeled_batch"], options["unlabeled_batch"]) == (12, 12)
     assert any("are not known" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "edges"),
+    [
+        ((0.8, 1.6, None), (0.8, 1.6, 1.0)),
+        ((None, None, None), (1.0, 1.0, 1.0)),
+        ((1.0, 0.5, 2.0), (1.0, 0.5, 2.0)),
+    ],
+)
+def test_pixels_are_rotated_as_wide_as_they_are(spacing: tuple[float | None, ...], edges: tuple[float, ...]) -> None:
+    assert edges_of(spacing) == edges

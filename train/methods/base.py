@@ -89,6 +89,11 @@ class MethodConfig:
             fix = "take a larger one, or --method supervised"
             raise SegError("E-CONFIG", Exit.USAGE, "", f"unlabeled_batch {self.unlabeled_batch}", fix, expected)
 
+    @property
+    def crops(self) -> float:
+        """Crops of supervised training that take the FLOP of this method's step."""
+        return self.cost * (self.labeled_batch + self.unlabeled_batch)
+
     def length(self, iterations: int) -> float:
         """Steps over which the schedules of a run of `iterations` go."""
         return self.stretch * iterations
