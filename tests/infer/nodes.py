@@ -129,6 +129,21 @@ def store(port: int, datasets: Sequence[Dataset], *, aet: str = "PACS", called: 
     """C-STORE over one association, released in order; the statuses."""
     association = associate(port, aet=aet, called=called)
     assert association.is_established
+    return store_over(association, datasets)
+
+
+def store_once_there_is_room(port: int, datasets: Sequence[Dataset]) -> list[int]:
+    """As `store`, by a sender that asks again while the node has no room for one more connection."""
+
+    def established() -> Any:
+        association = associate(port)
+        return association if association.is_established else None
+
+    return store_over(wait_for(established, 30), datasets)
+
+
+def store_over(association: Any, datasets: Sequence[Dataset]) -> list[int]:
+    """C-STORE over an association, which is then released; the statuses."""
     statuses = [int(association.send_c_store(dataset).Status) for dataset in datasets]
     association.release()
     return statuses
