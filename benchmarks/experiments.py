@@ -117,9 +117,17 @@ class Results:
             raise SystemExit(f"{self.path.name} is of another size ({was}); choose another --name")
         return list(content["rows"])
 
-    def has(self, row: Row) -> bool:
-        """Whether a row is done."""
-        return any(all(r[k] == v for k, v in asdict(row).items()) for r in self.rows())
+    def has(self, row: Row, options: dict[str, Any]) -> bool:
+        """Whether a row is done; refuses one that had other options then, since a default is another now."""
+        for found in self.rows():
+            if all(found[k] == v for k, v in asdict(row).items()):
+                was = found.get("options", options)  # rows from before these were kept are known by name alone
+                changed = sorted(k for k in {*was, *options} if was.get(k) != options.get(k))
+                if changed:
+                    said = ", ".join(f"{k} {was.get(k)}, now {options.get(k)}" for k in changed)
+                    raise SystemExit(f"{self.path.name} has {row.folder} with {said}; choose another --name")
+                return True
+        return False
 
     def add(self, row: dict[str, Any]) -> None:
         """One more row, with its environment; the file is replaced whole."""
@@ -147,11 +155,11 @@ def run(rows: Sequence[Row], results: Results, settings: Any, options: argparse.
     """Train the rows that are not done; returns how many failed. A signal stops at once and keeps the checkpoint."""
     from seg.infer.errors import SegError
 
-    for method in {row.method for row in rows}:
-        config_of(method, settings.network)  # a misspelled one should not be found after hours
+    for row in rows:
+        results.has(row, options_of(row, settings))  # a misspelled or changed one should not be found after hours
     failed = 0
     for number, row in enumerate(rows, 1):
-        if results.has(row):
+        if results.has(row, options_of(row, settings)):
             continue
         began = time.monotonic()
         print(f"{number}/{len(rows)} {row.folder}", file=sys.stderr, flush=True)
@@ -195,6 +203,7 @@ def train_row(row: Row, settings: Any, options: argparse.Namespace) -> dict[str,
             (folder / name).unlink(missing_ok=True)
     return {
         **asdict(row),
+        "options": options_of(row, settings),
         "labeled": len(split["labeled"]),
         "unlabeled": len(split["unlabeled"]) if config_of(row.method, settings.network).unlabeled_batch else 0,
         "mean": found["mean"]["foreground"],
@@ -204,6 +213,11 @@ def train_row(row: Row, settings: Any, options: argparse.Namespace) -> dict[str,
         "commit": env.commit(),
         **({"pseudo_labels": rounds} if (rounds := pseudo_labels(folder)) else {}),
     }
+
+
+def options_of(row: Row, settings: Any) -> dict[str, Any]:
+    """A row's own options, its preset's and the defaults, as JSON has them; what all rows have is in the size."""
+    return dict(json.loads(json.dumps(asdict(config_of(row.method, settings.network)))))
 
 
 def pseudo_labels(run: Path) -> list[dict[str, float]]:

@@ -90,6 +90,26 @@ def test_rows_are_the_checkpoint(run: Run, tmp_path: Path) -> None:
     assert content(tmp_path)["rows"] == rows
 
 
+def test_a_row_is_done_with_the_options_it_has_now(run: Run, tmp_path: Path) -> None:
+    """A row whose method has another default since is neither taken for done nor trained beside the others."""
+    flags = ("--methods", "crossmatch:fast", "--iterations", "1", "--seeds", "0")
+    path = tmp_path / "accuracy-t.json"
+    assert run("accuracy", *flags)[0] == 0
+    found = content(tmp_path)
+    options = found["rows"][0]["options"]
+    assert options["eta"] == 0.3
+    options["eta"] = 0.4
+    path.write_text(json.dumps(found))
+    status, _, err = run("accuracy", *flags, "1")
+    assert status == 1
+    assert "has crossmatch-fast_2_seed0 with eta 0.4, now 0.3; choose another --name" in err
+    assert content(tmp_path) == found
+    del found["rows"][0]["options"]  # as in files from before
+    path.write_text(json.dumps(found))
+    assert run("accuracy", *flags)[0] == 0
+    assert content(tmp_path) == found
+
+
 def test_a_killed_training_goes_on_where_it_was(run: Run, phantoms: Path, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("[loop]\nsave_seconds = 0.0\nlog_every = 1\n")
     flags = ["--config", str(tmp_path / "c.toml"), "--seeds", "0", "--methods", "supervised", "--iterations", "40"]
