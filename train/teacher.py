@@ -19,6 +19,7 @@ from seg.infer.spec import ModelSpec
 from .evaluate import ModuleBackend
 
 _OF = {2: "slices", 3: "volumes"}
+_LIE = {"RAS": "axial slices, turned to RAS", "slices": "slices as they are stored"}  # for networks of slices
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +80,7 @@ class Teacher:
         return {"name": self.spec.name, "width": self.width, "sha256": self.sha256}
 
     def refuse(self, student: ModelSpec) -> None:
-        """Raise unless the student's classes, channels and window are such that the teacher can teach.
+        """Raise unless the student's slices, classes, channels and window are such that the teacher can teach.
 
         Raises
         ------
@@ -90,10 +91,14 @@ class Teacher:
         if student.dims != mine.dims:
             found, expected = (f"a network for {_OF[dims]}" for dims in (student.dims, mine.dims))
             fix = "choose another --network, or another teacher"
+        elif student.orientation != mine.orientation:
+            found, expected = (_LIE[spec.orientation] for spec in (student, mine))
         elif student.label_values != mine.label_values:
             found, expected = f"the data have the values {student.label_values}", f"the teacher's, {mine.label_values}"
         elif len(student.channels) != len(mine.channels):
             found, expected = f"the scans have {len(student.channels)} channels", f"the teacher's {len(mine.channels)}"
+        elif sorted(student.channels) == sorted(mine.channels) and student.channels != mine.channels:
+            found, expected = f"channels {', '.join(student.channels)}", f"the teacher's {', '.join(mine.channels)}"
         elif mine.tiling == "window" and student.window != mine.window:
             found, expected = f"window {student.window}", f"the only one the teacher takes, {mine.window}"
         elif any(w % s for w, s in zip(student.window, mine.stride, strict=True)):

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from seg.export.onnx_ import export
 from seg.export.run import load_run
+from seg.infer.backends import Backend
 from seg.infer.errors import SegError
 from seg.infer.spec import ModelSpec, Normalisation
 from seg.train import training
@@ -243,6 +245,24 @@ def test_a_teacher_of_something_else(
     assert caught.value.code == "E-TEACHER"
     assert found in str(caught.value)
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "found"),
+    [
+        (dict(orientation="slices"), {}, "slices as they are stored, axial slices, turned to RAS"),
+        ({}, dict(orientation="slices"), "axial slices, turned to RAS, slices as they are stored"),
+        (dict(channels=("T2", "T1")), dict(channels=("T1", "T2")), "channels T2, T1, the teacher's T1, T2"),
+    ],
+)
+def test_a_teacher_that_sees_the_scans_otherwise(mine: dict[str, Any], theirs: dict[str, Any], found: str) -> None:
+    spec = ModelSpec(
+        "t", ("background", "a"), ("MR",), (None, None, None), Normalisation("zscore"), (16, 16, 1), (16, 16, 1), dims=2
+    )
+    teacher = Teacher("teacher.onnx", replace(spec, **theirs), 8, "", cast(Backend, None))
+    with pytest.raises(SegError, match="E-TEACHER") as caught:
+        teacher.refuse(replace(spec, **mine))
+    assert f"{caught.value.found}, {caught.value.expected}" == found
 
 
 @pytest.mark.parametrize("teacher", ["nothing.onnx", "empty"])
