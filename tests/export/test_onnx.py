@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
 
 from seg.export import onnx_
 from seg.export.onnx_ import GOLDEN_EXTENT, OPSET, Parity, export, verify
@@ -20,6 +21,7 @@ from seg.infer.backends import open_backend
 from seg.infer.errors import Exit, SegError
 from seg.infer.selftest import golden_error
 from seg.infer.spec import ModelSpec, Normalisation
+from seg.train.networks import build_network
 from seg.train.networks.vnet import VNet
 
 SPEC = ModelSpec(
@@ -84,6 +86,52 @@ def test_batch_and_extents_are_dynamic(exported: tuple[Path, ModelSpec, Parity],
         found = run(x)
         assert found.shape == (shape[0], 2, *shape[2:])
         assert golden_error(found, expected) < 1e-5
+
+
+def bare(proto: onnx.ModelProto) -> tuple[list[object], list[object]]:
+    """A graph without its names: per node operator, attributes, inputs by where they come from; and its ends."""
+    graph, made = proto.graph, {"": "none", proto.graph.input[0].name: "image"}
+    made |= {t.name: (tuple(t.dims), numpy_helper.to_array(t).tobytes()) for t in graph.initializer}
+    nodes: list[object] = []
+    for number, node in enumerate(graph.node):
+        attributes = sorted((a.name, a.SerializeToString(deterministic=True)) for a in node.attribute)
+        nodes.append((node.op_type, attributes, [made[name] for name in node.input]))
+        made |= {name: (number, place) for place, name in enumerate(node.output)}
+    ends = (*graph.input, *graph.output)
+    return nodes, [(v.name, [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]) for v in ends]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "flat"),
+    [("vnet", False), ("unet2d", True)],
+)
+def test_convolutions_are_traced_at_one_extent(name: str, flat: bool) -> None:
+    """A third of the time, and the graph is the one that the exporter makes for all extents."""
+    spec = replace(SPEC, window=(32, 32, 1), stride=(16, 16, 1), dims=2) if flat else SPEC
+    module = build_network(name, 1, 2, 2, 0.5).eval()
+    sample, axes = onnx_.sample_and_axes(spec)
+    assert bare(onnx_._convert(module, spec)) == bare(onnx_._traced(module, sample, axes))
+
+
+class Folded(torch.nn.Module):
+    """Its graph holds extents, unless they are traced as unknown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv3d(1, 2, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.layer(x)
+        return y.flatten(2).softmax(2).reshape(y.shape) + y
+
+
+def test_what_holds_extents_is_traced_for_all(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = str(tmp_path / "model.onnx")
+    _, parity = export(Folded(), SPEC, path)
+    assert parity.error < 1e-5
+    assert "Reshape" in {node.op_type for node in onnx.load(path).graph.node}
 
 
 def test_file_is_valid_onnx_of_one_opset(exported: tuple[Path, ModelSpec, Parity]) -> None:
