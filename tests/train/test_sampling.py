@@ -1,3 +1,4 @@
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -35,10 +36,11 @@ def test_a_sample_does_not_depend_on_the_batch() -> None:
     assert np.array_equal(few.image, many.image[:2])
 
 
-def test_crop_is_a_part_of_the_volume() -> None:
-    whole = MANY[0].image[0]
+def test_crop_is_a_part_of_the_volume_in_zeros() -> None:
+    """An eighth of the window may lie beyond each end: inference sees scans whole, with zeros around them."""
+    whole = np.pad(MANY[0].image[0], [(0, 0), (1, 1), (1, 1)])
     windows = np.lib.stride_tricks.sliding_window_view(whole, (6, 8, 10))
-    for step in range(5):
+    for step in range(20):
         crop = draw(MANY[:1], 1, (6, 8, 10), seed=0, step=step, stream=0).image[0, 0]
         assert (windows == crop).all(axis=(3, 4, 5)).any()
 
@@ -47,19 +49,29 @@ def test_every_place_is_reached() -> None:
     line = Sample("line", np.arange(5, dtype=np.float32).reshape(1, 5, 1, 1), None)
     seen = {float(draw([line], 1, (3, 1, 1), seed=0, step=s, stream=0).image[0, 0, 0, 0, 0]) for s in range(60)}
     assert seen == {0.0, 1.0, 2.0}
+    line = Sample("line", np.arange(1, 21, dtype=np.float32).reshape(1, 20, 1, 1), None)
+    crops = (draw([line], 1, (16, 1, 1), seed=0, step=s, stream=0).image[0, 0, :, 0, 0] for s in range(99))
+    ends = {(float(crop[0]), float(crop[-1])) for crop in crops}
+    assert ends == {(0, 14), (0, 15), (1, 16), (2, 17), (3, 18), (4, 19), (5, 20), (6, 0), (7, 0)}
 
 
 def test_small_volumes_are_padded_with_zero() -> None:
     small = Sample("s", np.ones((2, 5, 30, 7), np.float32), np.ones((5, 30, 7), np.uint8))
     places = set()
-    for step in range(30):
-        crops = draw([small], 1, (8, 16, 8), seed=0, step=step, stream=0)
-        assert crops.image.shape == (1, 2, 8, 16, 8)
+    for step in range(300):
+        crops = draw([small], 1, (7, 16, 7), seed=0, step=step, stream=0)
+        assert crops.image.shape == (1, 2, 7, 16, 7)
         assert crops.label is not None
-        assert crops.label.sum() == 5 * 16 * 7
+        assert crops.label.sum() in (5 * 14 * 7, 5 * 15 * 7, 5 * 16 * 7)
         assert np.array_equal(crops.image[0, 1], crops.label[0])
         places.add(tuple(np.argwhere(crops.label[0])[0]))
-    assert len(places) == 4 * 2  # anywhere inside the window
+    assert places == set(product(range(3), range(3), [0]))  # anywhere inside the window, or an eighth beyond it
+
+
+def test_slices_and_narrow_windows_do_not_overhang() -> None:
+    flat = Sample("s", np.ones((1, 9, 9, 3), np.float32), None)
+    for step in range(40):
+        assert draw([flat], 1, (7, 7, 1), seed=0, step=step, stream=0).image.all()
 
 
 def test_foreground_is_inside_the_part_that_trains() -> None:
