@@ -183,16 +183,14 @@ def train_row(row: Row, settings: Any, options: argparse.Namespace) -> dict[str,
     from seg.train.training import train
 
     recipe = parse_method(row.method)
-    network = recipe.network or settings.network
-    preset = preset_options(recipe.method, recipe.preset, network)
     folder = options.runs / options.name / row.folder
     settings = replace(
         settings,
         output=str(folder),
         method=recipe.method,
         preset=recipe.preset,
-        network=network,
-        method_options={k: v for k, v in settings.method_options.items() if k not in preset} | recipe.options,
+        network=recipe.network or settings.network,
+        method_options=common_options(row, settings) | recipe.options,
         labeled=None if row.labels == ALL else row.labels,
         seed=row.seed,
     )
@@ -216,8 +214,18 @@ def train_row(row: Row, settings: Any, options: argparse.Namespace) -> dict[str,
 
 
 def options_of(row: Row, settings: Any) -> dict[str, Any]:
-    """A row's own options, its preset's and the defaults, as JSON has them; what all rows have is in the size."""
-    return dict(json.loads(json.dumps(asdict(config_of(row.method, settings.network)))))
+    """Everything that a row's method is trained with, as JSON has it."""
+    from seg.train.settings import override
+
+    config = override(config_of(row.method, settings.network), common_options(row, settings), row.method)
+    return dict(json.loads(json.dumps(asdict(config))))
+
+
+def common_options(row: Row, settings: Any) -> dict[str, Any]:
+    """Those of --options that neither the row nor its preset sets."""
+    recipe = parse_method(row.method)
+    own = preset_options(recipe.method, recipe.preset, recipe.network or settings.network) | recipe.options
+    return {name: value for name, value in settings.method_options.items() if name not in own}
 
 
 def pseudo_labels(run: Path) -> list[dict[str, float]]:

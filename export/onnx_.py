@@ -33,9 +33,8 @@ from .head import offer_features
 OPSET = 21
 TOLERANCE = 1e-4  # largest logit error over the logits' range; fp32 sums in another order reach 1e-6 to 1e-5
 # Operators that, as torch exports them, hold no extent in an attribute or a constant.
-EXTENT_FREE = frozenset(
-    "Conv ConvTranspose BatchNormalization Relu LeakyRelu MaxPool AveragePool Add Mul Concat".split()
-)
+EXTENT_FREE = {"Conv", "ConvTranspose", "BatchNormalization", "Relu", "LeakyRelu", "MaxPool", "AveragePool"}
+EXTENT_FREE |= {"Add", "Mul", "Concat"}
 GOLDEN_EXTENT = 2  # golden input extent in network strides
 
 

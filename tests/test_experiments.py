@@ -152,6 +152,8 @@ def test_a_failing_row_is_told_and_does_not_stop_the_others(run: Run, tmp_path: 
 
 def test_common_options_leave_what_a_preset_sets(run: Run, tmp_path: Path) -> None:
     """As published is as published: the dropout of all other rows is not the paper's."""
+    from trainings import Row
+
     flags = ("--options", "dropout=0.25,lr=0.002", "--iterations", "1", "--seeds", "0")
     methods = ("crossmatch:paper", "crossmatch:paper,dropout=0.125", "crossmatch:fast")
     assert run("accuracy", "--methods", *methods, *flags)[0] == 0
@@ -164,6 +166,8 @@ def test_common_options_leave_what_a_preset_sets(run: Run, tmp_path: Path) -> No
         "crossmatch-fast_2_seed0": 0.25,
     }
     assert {options["lr"] for options in found.values()} == {0.002}
+    rows = {Row(row["method"], row["labels"], row["seed"]).folder: row["options"] for row in content(tmp_path)["rows"]}
+    assert rows == found
 
 
 def test_an_option_may_be_a_list() -> None:
