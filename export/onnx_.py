@@ -182,7 +182,7 @@ def sample_and_axes(spec: ModelSpec) -> tuple[torch.Tensor, dict[int, Any]]:
 def _convert(module: nn.Module, spec: ModelSpec) -> onnx.ModelProto:
     """torch.export -> ONNX opset 21 with dynamic batch and spatial axes.
 
-    The exporter's reasoning about unknown extents takes two thirds of its time, and convolutions do not need it: they
+    The exporter's reasoning about unknown extents takes most of its time, and convolutions do not need it: they
     are traced at one extent. Where the graph has anything else, it is traced again; `verify` proves either at others.
     """
     sample, axes = sample_and_axes(spec)

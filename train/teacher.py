@@ -19,7 +19,7 @@ from seg.infer.spec import ModelSpec
 from .evaluate import ModuleBackend
 
 _OF = {2: "slices", 3: "volumes"}
-_LIE = {"RAS": "axial slices, turned to RAS", "slices": "slices as they are stored"}  # for networks of slices
+_SLICES = {"RAS": "axial slices, turned to RAS", "slices": "slices as they are stored"}  # by orientation
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +92,7 @@ class Teacher:
             found, expected = (f"a network for {_OF[dims]}" for dims in (student.dims, mine.dims))
             fix = "choose another --network, or another teacher"
         elif student.orientation != mine.orientation:
-            found, expected = (_LIE[spec.orientation] for spec in (student, mine))
+            found, expected = (_SLICES[spec.orientation] for spec in (student, mine))
         elif student.label_values != mine.label_values:
             found, expected = f"the data have the values {student.label_values}", f"the teacher's, {mine.label_values}"
         elif len(student.channels) != len(mine.channels):

@@ -23,7 +23,7 @@ def converted_once(_converted: dict[Key, onnx.ModelProto]) -> Iterator[None]:
     convert = onnx_._convert
 
     def quick(module: nn.Module, spec: ModelSpec) -> onnx.ModelProto:
-        key = (str(module), *_weights(module), *onnx_.sample_and_axes(spec)[0].shape)
+        key = (str(module), *_weights(module), *onnx_.sample_and_axes(spec)[0].shape, spec.tiling)
         if key not in _converted:
             _converted[key] = convert(module, spec)
         copy = onnx.ModelProto()

@@ -317,6 +317,7 @@ def test_more_connections_than_allowed_are_closed(start: Start) -> None:
     finally:
         for connection in connections:
             connection.close()
+    wait_for(lambda: not service.node._server.active_associations, 20)
     assert store_once_there_is_room(service.node.port, mr_series("a", 1)) == [0]
 
 
@@ -330,6 +331,7 @@ def test_noise_does_not_stop_the_node(start: Start) -> None:
             data[rng.randrange(len(data))] = rng.randrange(256)
         with socket.create_connection((LOOPBACK, service.node.port)) as connection:
             connection.sendall(bytes(data[: rng.randrange(1, len(data) + 1)]))
+    wait_for(lambda: len(service.node._server.active_associations) < 5)
     assert store_once_there_is_room(service.node.port, mr_series("a", 1)) == [0]
     assert service.healthy()
 

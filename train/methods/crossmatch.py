@@ -34,9 +34,9 @@ Since then, with four labelled windows a step and over three seeds, 800 steps: 8
 on the left atrium with 8 labels and 2400 steps three have 90.3, four 89.8, two 87.9, where one scan of ten is lost, and
 supervised training 89.0 (one seed). Three are the default: a step costs 3.27 V-Net's in FLOP, 3.52 with four.
 
-All this is from before windows were rotated in mm and placed by the part that trains. With 10 labels and 800 steps
-that had 85.0 +- 0.5 over four seeds, supervised training 84.7 +- 0.4; since windows overhang scans (see `sampling`)
-they have 85.6 +- 0.4 and 84.7 +- 0.4. One seed, windows within the scans: a threshold of 0.5, which keeps nearly all,
+All this is from before windows were rotated in mm and placed by the part that trains. With windows so, 10 labels and
+800 steps had 85.0 +- 0.5 over four seeds, supervised training 84.7 +- 0.4; since they overhang scans (see `sampling`)
+it is 85.6 +- 0.4 and 84.7 +- 0.4. One seed, windows within the scans: a threshold of 0.5, which keeps nearly all,
 had 84.9 after 85.5, and Dice losses that count the background 85.5.
 """
 
