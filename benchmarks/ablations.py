@@ -1,6 +1,6 @@
 """What does each part of CrossMatch and of HSTF contribute? At any size.
 
-Of CrossMatch Tables 4 and 5 and Fig. 5 of its paper, and two more:
+Of CrossMatch Tables 4 and 5 and Fig. 5 of its paper, and four more:
 
   eta            weight of the assistant against the teacher, 0.1 to 0.5     (Table 4)
   gap            between weak and strong feature perturbation, 0 to 0.75     (Table 5)
@@ -8,6 +8,7 @@ Of CrossMatch Tables 4 and 5 and Fig. 5 of its paper, and two more:
   threshold      confidence from which a voxel of the teacher counts
   reading        of that threshold: fixed as in the text, or as in the code
   labels         number of labelled cases, beside supervised training on the same ones
+  choices        the fast preset, and with one choice of it at a time as published, whatever --preset says
 
 Of HSTF, on V-Net, or with --network hstf, hstf_s or hstf2d under another --name:
 
@@ -70,6 +71,19 @@ class Ablation:
     methods: tuple[tuple[str, str], ...] = ()
 
 
+FAST = "crossmatch:fast"
+CHOICES = (
+    ("as it is", FAST),
+    ("Dice alone", f"{FAST},distance=dice"),
+    ("one batch norm for all streams", f"{FAST},batch_norm=shared"),
+    ("weights of 1", f"{FAST},ip_weight=1.0,kd_weight=1.0"),
+    ("gap of 0.5", f"{FAST},gap=0.5"),
+    ("no ramp", f"{FAST},ramp_up=0.0"),
+    ("the student teaches", f"{FAST},teacher=apart"),
+    ("no averaged weights", f"{FAST},teacher=apart,ema=0.0"),
+    ("PyTorch's start", f"{FAST},background_start=false"),
+    ("dropout of 0.5", f"{FAST},dropout=0.5"),
+)
 BOTH = "hstf_crossmatch"
 CROSSMATCH = "crossmatch:fast,labeled_batch=4"  # as many as HSTF's methods have
 PROPOSED = "gap=0.5,distance=dice,strong_statistics=true,ip_weight=0.5,kd_weight=1.0"
@@ -111,6 +125,7 @@ ABLATIONS = {
         ),
     ),
     "labels": Ablation("Number of labelled cases", None),
+    "choices": Ablation("Choices of the fast preset", None, methods=CHOICES),
     "hstf-methods": Ablation(
         "HSTF's parts by method", None, methods=tuple((m, m) for m in (BASELINE, CROSSMATCH, "hstf", BOTH))
     ),

@@ -280,7 +280,7 @@ def test_every_row_of_ablations_can_be_trained() -> None:
     readings = [config_of(method) for method in tables.pop("reading").values()]
     assert [(config.threshold, config.threshold_ramp) for config in readings] == [(0.85, False), (0.85, True)]
     assert list(tables) == [
-        *("hstf-methods", "hstf-parts", "hstf-scale", "hstf-rounds", "hstf-weights", "hstf-statistics"),
+        *("choices", "hstf-methods", "hstf-parts", "hstf-scale", "hstf-rounds", "hstf-weights", "hstf-statistics"),
         *("hstf-streams", "hstf-attention", "hstf-design", "hstf-backbones"),
     ]
     for methods in tables.values():
