@@ -169,7 +169,11 @@ def scans(setting: dict[str, Any]) -> list[Any]:
         Settings((setting["data"],), ""), lambda _: None, Engine(cpu, precision_of("fp32", cpu), False, Processes())
     )
     store = Store(Path(setting["folder"]) / str(os.getpid()))
-    return prepare_all(job.split.labeled, job.spec, store.put if setting["row"].endswith(MAPPED) else packed)
+    cases = job.split.labeled
+    if not setting["row"].endswith(MAPPED):
+        return prepare_all(cases, job.spec, packed)
+    prepare_all(cases, job.spec, store.put)
+    return [store.get(case.id) for case in cases]
 
 
 def with_generator(batch: Any) -> Any:

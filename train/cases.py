@@ -218,7 +218,7 @@ def _is_suffixed(scans: Files, masks: Files, nnunet: bool) -> bool:
 def case_images(scans: Files, suffixed: bool, problems: list[str]) -> dict[str, tuple[str, ...]]:
     """Group the scans of one folder into cases: case id -> one path per channel.
 
-    This is the one place that decides what a case's images are. A folder of DICOM files is to become a case here.
+    This is the one place that decides what a case's images are.
     """
     grouped: dict[str, dict[int, str]] = defaultdict(dict)
     for name, path in scans:

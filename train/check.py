@@ -41,7 +41,7 @@ class Finding:
         return cls("error", error.code, error.path, text, error.exit)
 
     def __str__(self) -> str:
-        return f"{self.severity} {self.code}: {self.path}: {self.message}"
+        return f"{self.severity}: {self.code} {self.path}: {self.message}"
 
 
 @dataclass(frozen=True)

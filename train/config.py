@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -21,10 +21,12 @@ from .networks import NETWORKS, build_network
 from .plan import WIDTH, Plan
 from .processes import Processes
 from .ranges import refuse_out_of_range
-from .run import load_checkpoint, read_config
+from .run import CONFIG, load_checkpoint, read_config
 from .settings import Settings, override
 from .split import Split
 from .step import Compiled
+
+_PRECISIONS: dict[str, Literal["fp32", "bf16"]] = {"float32": "fp32", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,22 @@ def method_config(settings: Settings) -> MethodConfig:
     return override(METHODS[settings.method].Config(), options, "method")
 
 
+def as_begun(settings: Settings, folder: Path) -> Settings:
+    """What the command leaves open as the run has it: a plan depends on the machine, a run may go on on another one."""
+    if not (folder / CONFIG).exists():
+        return settings  # refused when the folder is looked at
+    run = read_config(folder)
+    return replace(
+        settings,
+        window=settings.window or ModelSpec.from_dict(run["spec"]).window,
+        width=settings.width or run["network"]["width"],
+        precision=_PRECISIONS[run["engine"]["precision"]] if settings.precision == "auto" else settings.precision,
+    )
+
+
 def own_part(options: MethodConfig, processes: Processes) -> MethodConfig:
     """The method's settings with this process's part of every batch. Raises SegError, E-CONFIG, for an odd one."""
-    batches = {name: value for name, value in asdict(options).items() if name.endswith("_batch")}
-    shares: dict[str, Any] = {**processes.portions(batches)}
+    shares: dict[str, Any] = {**processes.portions(options.shared())}
     options.check(processes.size)
     return replace(options, **shares)
 

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from seg.infer.backends import Backend
 from seg.infer.components import keep_largest
+from seg.infer.errors import SegError
 from seg.infer.machine import available_memory
 from seg.infer.metrics import evaluate as class_metrics
 from seg.infer.nifti import inspect
 from seg.infer.plan import TilingOptions, plan_scan
 from seg.infer.predict import segment
 from seg.infer.spec import ModelSpec
+from seg.infer.stitch import Tiling
 from seg.infer.volume import Volume
 
 from .cases import Case
@@ -123,16 +125,8 @@ def evaluate(
             continue
         volume = load_volume(case, len(spec.channels))
         units.add(length_unit(case.images[0]))
-        plan = plan_scan(
-            volume.shape,
-            volume.affine,
-            spec,
-            TilingOptions(),
-            memory_bytes=int(MEMORY_SHARE * (memory_bytes or available_memory())),
-            scan_bytes=volume.voxels.nbytes,
-            channels_out=len(spec.labels),
-        )
-        mask = segment(volume, replace(spec, largest_component=False), backend, tiling=plan.tiling)
+        tiling = _tiling(case, volume, spec, int(MEMORY_SHARE * (memory_bytes or available_memory())))
+        mask = segment(volume, replace(spec, largest_component=False), backend, tiling=tiling)
         truth = np.asarray(spec.label_values, mask.dtype)[load_label(case.label, spec.label_values)]
         per_case[case.id] = found = _scores(mask, truth, spec, volume)
         if largest:
@@ -147,6 +141,18 @@ def evaluate(
         mean = _mean(per_largest, spec.labels[1:])
         result["largest_component"] = {"cases": per_largest, "mean": mean, "default": spec.largest_component}
     return Evaluation(result, tuple(worst))
+
+
+def _tiling(case: Case, volume: Volume, spec: ModelSpec, memory_bytes: int) -> Tiling:
+    """As large as the memory allows; the engine's own hint for less is a flag of seg-infer."""
+    sizes: dict[str, Any] = {"scan_bytes": volume.voxels.nbytes, "channels_out": len(spec.labels)}
+    try:
+        return plan_scan(volume.shape, volume.affine, spec, TilingOptions(), memory_bytes=memory_bytes, **sizes).tiling
+    except SegError as error:
+        if error.code != "E-LIMIT-MEMORY":
+            raise
+        fix = "free some memory, or use a machine with more"
+        raise SegError(error.code, error.exit, case.images[0], error.found, fix, error.expected) from None
 
 
 def _scores(mask: NDArray[Any], truth: NDArray[Any], spec: ModelSpec, volume: Volume) -> dict[str, dict[str, float]]:

@@ -7,7 +7,7 @@ import base64
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -79,21 +79,6 @@ class CaseFacts:
     thumbnail: str
     signature: tuple[tuple[str, int, int], ...]
     size_known: bool = True
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> "CaseFacts":
-        """The inverse of `as_dict`, also after a trip through JSON. Raises KeyError or TypeError on other content."""
-        channels = tuple(Intensity(**{**c, "foreground": tuple(c["foreground"])}) for c in raw["channels"])
-        x, y, z = raw["shape"]
-        r, a, s = raw["spacing"]
-        counts = {int(value): int(count) for value, count in raw["class_voxels"].items()}
-        signature = tuple((str(path), int(size), int(time)) for path, size, time in raw["signature"])
-        hashes = (raw["sha256"], raw["label_sha256"], raw["thumbnail"])
-        return cls(raw["id"], (x, y, z), (r, a, s), channels, counts, *hashes, signature, raw["size_known"])
 
 
 def read_facts(case: Case, channels: int) -> tuple[CaseFacts | None, list[SegError]]:

@@ -38,8 +38,9 @@ class FiniteWatch:
             self._judge()
 
     def judge_weights(self, module: nn.Module, step: int) -> None:
-        """The weights after `step` steps; waits for the device."""
-        norms = torch.stack(torch._foreach_norm([p.detach() for p in module.parameters()]))
+        """The weights after `step` steps, batch norm's statistics among them; waits for the device."""
+        values = [value for value in module.state_dict().values() if value.is_floating_point()]
+        norms = torch.stack(torch._foreach_norm(values))
         if not bool(norms.isfinite().all()):
             raise self._refusal(f"weights are not finite after step {step - 1}", "")
 
@@ -51,5 +52,5 @@ class FiniteWatch:
             raise self._refusal(f"the loss is {value} at step {step}, on {', '.join(ids)}", "check these scans, ")
 
     def _refusal(self, found: str, first: str) -> SegError:
-        fix = f"{first}lower the learning rate, or use --precision fp32; the last checkpoint is kept"
+        fix = f"{first}train again in another folder with a lower learning rate (--set lr=...) or --precision fp32"
         return SegError("E-NONFINITE", Exit.RUNTIME, str(self._folder), found, fix)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -59,6 +60,8 @@ def prepare_job(
     say(
         f"{len(split.labeled)} labelled, {len(split.unlabeled)} unlabelled, {len(split.val)} validation cases; checking"
     )
+    if settings.distill is None and not split.unlabeled and method_config(settings).unlabeled_batch:
+        say(f"warning: no unlabelled scans: {settings.method} takes the labelled ones in their place")
     channels = len(dataset.channel_names or ()) or 1
     checked = check_dataset(split, dataset.label_names, channels=channels)
     if settings.labels is not None and dataset.label_names is None:
@@ -67,7 +70,7 @@ def prepare_job(
         dataset = replace(dataset, label_names=declared)
         checked = check_dataset(split, declared, channels=channels, declared="named in labels", cached=checked.facts)
     for finding in checked.findings:
-        say(printable(f"{finding.severity}: {finding.code} {finding.path}: {finding.message}"))
+        say(printable(str(finding)))
     checked.stop_on_errors()
     training = [checked.facts[case.id] for case in (*split.labeled, *split.unlabeled) if case.id in checked.facts]
     decided = _decide(settings, training, dataset, engine.device, teacher)
@@ -76,6 +79,9 @@ def prepare_job(
     if settings.augmentation.get("rot90") and spec.window[0] != spec.window[1]:
         found = f"rot90 with a window of {times(spec.window)}"
         raise SegError("E-CONFIG", Exit.USAGE, "", found, "give a --window with X = Y, or leave rot90 out")
+    if method_config(settings).labeled_batch * prod(spec.window) == prod(spec.stride):
+        found = f"one window of {times(spec.window)} a step, a single voxel where the network is coarsest"
+        raise SegError("E-CONFIG", Exit.USAGE, "", found, "give a larger --window, or --set labeled_batch=2")
     say(decided.describe())
     config = config_of(settings, decided, spec, split, checked.facts, engine)
     if teacher is not None:

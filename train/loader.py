@@ -62,13 +62,14 @@ class Loader:
         unlabeled: int,
         window: Shape3,
         foreground: float,
+        overhang: float,
         augmentation: WeakAugmentation,
         seed: int,
         device: torch.device,
         processes: Processes,
     ) -> None:
         self.data, self.labeled, self.unlabeled, self.window = data, labeled, unlabeled, window
-        self.foreground, self.augmentation, self.seed = foreground, augmentation, seed
+        self.foreground, self.overhang, self.augmentation, self.seed = foreground, overhang, augmentation, seed
         self.device, self.processes = device, processes
         self._stream = cast(Any, torch.cuda.Stream)(device) if device.type == "cuda" else None
         self._ahead: tuple[int, Future[Any]] | None = None
@@ -122,7 +123,7 @@ class Loader:
         """The step's crops, with the margin that rotation and scaling need."""
         aug, rank = self.augmentation, self.processes.rank
         common: dict[str, Any] = dict(seed=self.seed, step=step, flips=aug.mirror, rotate=aug.rot90)
-        common |= {"window": aug.margin(self.window), "inner": self.window}
+        common |= {"window": aug.margin(self.window), "inner": self.window, "overhang": self.overhang}
         labeled = draw(
             self.data.labeled,
             self.labeled,

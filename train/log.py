@@ -29,7 +29,7 @@ class Log:
 
             with room_for(folder):
                 self._file = open(folder / METRICS, "a")  # noqa: SIM115 - open for the whole run
-                self._writer = tensorboard.SummaryWriter(str(folder / TENSORBOARD), purge_step=step)
+                self._writer = tensorboard.SummaryWriter(str(folder / TENSORBOARD), purge_step=step + 1)
 
     def __enter__(self) -> "Log":
         return self

@@ -39,6 +39,7 @@ class LoopConfig:
     Attributes
     ----------
     foreground : probability that a labelled crop is placed on a foreground voxel.
+    overhang : share of a window's extent that may lie beyond an end of the volume (see `sampling`).
     save_seconds : least time between two checkpoints.
     log_every, validate_every : in steps; 0 validates at the end alone.
     """
@@ -47,14 +48,10 @@ class LoopConfig:
     window: Shape3
     seed: int = 0
     foreground: float = 0.33
+    overhang: float = 0.125
     log_every: int = 10
     validate_every: int = 0
     save_seconds: float = 60.0
-
-    @property
-    def extents(self) -> tuple[int, ...]:
-        """The window as networks see it: a window of one slice has two extents."""
-        return self.window if self.window[2] > 1 else self.window[:2]
 
 
 class Loop:
@@ -106,6 +103,7 @@ class Loop:
             method.config.unlabeled_batch,
             config.window,
             config.foreground,
+            config.overhang,
             augmentation,
             config.seed,
             device,
@@ -167,6 +165,7 @@ class Loop:
     def _refine(self, loader: Loader) -> None:
         """A round of pseudo-labels when it is due, and a checkpoint after it: banks before the last are not kept."""
         if self.refinement is not None and self.refinement.due(self.step):
+            self._judge()
             self.refinement.refresh(self.step)
             loader.use(self.refinement.bank)
             self._save()
@@ -190,6 +189,7 @@ class Loop:
             log.losses(step, learning_rate(self.method.config, step - 1, cfg.iterations), values, rate)
             self.report(step, values, rate)
         if self.validate is not None and cfg.validate_every and step % cfg.validate_every == 0 and not last:
+            self._judge()
             if self.processes.first:
                 mean = self.validate(self.method.deployed(), step)["mean"]
                 log.dice(step, {label: metrics["dice"] for label, metrics in mean.items()})
@@ -197,9 +197,13 @@ class Loop:
         if time.monotonic() - self._saved > cfg.save_seconds:
             self._save()
 
-    def _save(self) -> None:
+    def _judge(self) -> None:
+        """Before weights are used: E-NONFINITE for a loss or for weights that are not finite."""
         self._finite.flush()
         self._finite.judge_weights(self.method, self.step)
+
+    def _save(self) -> None:
+        self._judge()
         if self.processes.first:
             save_checkpoint(self.folder, self.state())
         self._saved = time.monotonic()

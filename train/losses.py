@@ -46,12 +46,10 @@ def supervised_loss(logits: Tensor, target: Tensor, *, background: bool = False)
     return 0.5 * (F.cross_entropy(logits.float(), target) + dice_loss(logits, target, background=background))
 
 
-def linear_dice(logits: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:
+def linear_dice(logits: Tensor, target: Tensor) -> Tensor:
     """Mean Dice loss 1 - (2 sum pt + s) / (sum p + sum t + s) over the foreground classes (MC-Net, SS-Net, CAML)."""
     p = logits.float().softmax(dim=1)[:, 1:]
     t = one_hot(target, logits.shape[1])[:, 1:]
-    if keep is not None:
-        p, t = p * keep[:, None], t * keep[:, None]
     axes = [0, *range(2, p.ndim)]
     return linear_ratio((p * t).sum(axes), p.sum(axes) + t.sum(axes)).mean()
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from seg.infer.volume import Volume
 
 from .cases import Case
 from .sampling import Sample
+
+T = TypeVar("T")
 
 
 def load_volume(case: Case, channels: int = 1) -> Volume:
@@ -71,12 +74,10 @@ def prepare(case: Case, spec: ModelSpec) -> Sample:
     return Sample(case.id, image, label)
 
 
-def prepare_all(
-    cases: Sequence[Case], spec: ModelSpec, keep: Callable[[Sample], Sample] = lambda sample: sample
-) -> list[Sample]:
+def prepare_all(cases: Sequence[Case], spec: ModelSpec, keep: Callable[[Sample], T]) -> list[T]:
     """All cases in order, each as `keep` returns it (see `cache`)."""
 
-    def one(case: Case) -> Sample:
+    def one(case: Case) -> T:
         return keep(prepare(case, spec))
 
     with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:

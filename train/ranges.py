@@ -1,6 +1,7 @@
 """Ranges of the settings of method, augmentation and loop, by name; `settings.override` checks their types.
 
-A value outside would train nonsense, or end in an error of torch's after the data have been read.
+What is not named here is at least 0. A value outside would train nonsense, or end in an error of torch's after the data
+have been read.
 """
 
 from dataclasses import asdict
@@ -12,38 +13,47 @@ from seg.infer.errors import Exit, SegError
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-_ANY = (0.0, inf)
+_NOT_NEGATIVE = (0.0, inf)
 _SHARE = (0.0, 1.0)
 _BELOW_ONE = (0.0, nextafter(1.0, 0.0))
 _ABOVE_ZERO = (nextafter(0.0, 1.0), inf)
 _SOME = (1.0, inf)
 RANGES: dict[str, tuple[float, float]] = {  # closed; each element of a list must be inside
     "labeled_batch": _SOME,
-    "unlabeled_batch": _ANY,
-    "mix_batch": _ANY,
     "dropout": _BELOW_ONE,
-    "lr": _ANY,
-    "weight_decay": _ANY,
     "stretch": _ABOVE_ZERO,
-    "clip_norm": _ANY,
     "betas": _BELOW_ONE,
     "warm_up": _SHARE,
-    "ramp_up": _ANY,
     "ema": _BELOW_ONE,
     "eta": _SHARE,
     "gap": _BELOW_ONE,
     "threshold": _SHARE,
-    "rounds": _SHARE,
+    "temperature": _ABOVE_ZERO,
+    "weight": _SHARE,
     "passes": (2.0, inf),
+    "others": (1.0, 2.0),
+    "steepness": _ABOVE_ZERO,
+    "pretraining": _SHARE,
+    "kept": (nextafter(0.0, 1.0), 1.0),
+    "feature_dropout": _BELOW_ONE,
+    "ring": _SOME,
+    "samples": _SOME,
+    "of_class": _SOME,
+    "prototypes": _SOME,
+    "burn_in": _SHARE,
+    "sharpening": _ABOVE_ZERO,
+    "down": _ABOVE_ZERO,
+    "down_shares": _SHARE,
+    "up": _ABOVE_ZERO,
+    "up_share": _SHARE,
+    "rounds": _SHARE,
+    "scales": _ABOVE_ZERO,
+    "curriculum": (nextafter(0.0, 1.0), 1.0),
     "rotation": (0.0, 180.0),
-    "scale": _ANY,
-    "contrast": _ANY,
-    "brightness": _ANY,
-    "noise": _ANY,
     "mirror": (0, 2),
     "foreground": _SHARE,
+    "overhang": (0.0, 0.5),
     "log_every": _SOME,
-    "save_seconds": _ANY,
 }
 
 
@@ -51,7 +61,7 @@ def refuse_out_of_range(config: "DataclassInstance", where: str) -> None:
     """Raise SegError, E-CONFIG, for the first value outside its range, NaN among them, and for an axis named twice."""
     for name, value in asdict(config).items():
         values = value if isinstance(value, (tuple, list)) else (value,)
-        low, high = RANGES.get(name, (-inf, inf))
+        low, high = RANGES.get(name, _NOT_NEGATIVE)
         numbers = [v for v in values if isinstance(v, (int, float))]
         twice = name == "mirror" and len(set(values)) < len(values)
         if twice or not all(low <= v <= high for v in numbers):

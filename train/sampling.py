@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from seg.infer.volume import Shape3
 
 LABELED, UNLABELED = 0, 1
-OVERHANG = 8  # windows stand up to an eighth of their extent beyond a volume's ends
 FOREGROUND_VOXELS = 1 << 16  # of a case, evenly taken, are candidates for the place of a crop
 
 T = TypeVar("T", bound=np.generic)
@@ -74,6 +73,7 @@ def draw(
     stream: int,
     first: int = 0,
     foreground: float = 0.0,
+    overhang: float = 0.0,
     flips: Sequence[int] = (),
     rotate: bool = False,
     bank: Mapping[str, NDArray[np.uint8]] | None = None,
@@ -82,11 +82,11 @@ def draw(
 
     Parameters
     ----------
-    window : crop extent in voxels. Up to an eighth of the part that trains lies beyond an end of the volume, more where
-        the volume is smaller; there are 0, the mean after normalisation.
+    window : crop extent in voxels. Beyond an end of the volume are 0, the mean after normalisation.
     inner : extent of the part in the middle that trains, which is what is placed; `window` by default.
     first : index of the first crop in the step's whole batch, of which other processes draw the rest.
     foreground : probability that a labelled crop contains a random foreground voxel at a random place.
+    overhang : share of the part that trains that may lie beyond an end of the volume; more where the volume is smaller.
     flips : axes that are mirrored with probability 1/2 each.
     rotate : rotate by a multiple of 90 degrees in the x-y plane (window x and y must be equal), as the papers do.
     bank : pseudo-labels (K + 1, X, Y, Z) of cases, cropped alike.
@@ -96,7 +96,7 @@ def draw(
     for index in range(first, first + count):
         rng = random_numbers(seed, step, stream, index)
         sample = samples[int(rng.integers(len(samples)))]
-        placed = _place(sample, inner or window, rng, foreground)
+        placed = _place(sample, inner or window, rng, foreground, overhang)
         start = [s - (w - i) // 2 for s, w, i in zip(placed, window, inner or window, strict=True)]
         image, label = _crop(sample, window, start)
         axes = [axis for axis in flips if rng.random() < 0.5]
@@ -122,7 +122,7 @@ def _turned(array: NDArray[T], axes: list[int], turns: int) -> NDArray[T]:
     return np.flip(array, tuple(axis - 3 for axis in axes)) if axes else array
 
 
-def _place(sample: Sample, window: Shape3, rng: np.random.Generator, foreground: float) -> list[int]:
+def _place(sample: Sample, window: Shape3, rng: np.random.Generator, foreground: float, overhang: float) -> list[int]:
     """First voxel of a random window, which may overhang the volume.
 
     Inference computes scans whole, among zeros up to the network's stride. Where windows of about a scan's size lie
@@ -130,8 +130,8 @@ def _place(sample: Sample, window: Shape3, rng: np.random.Generator, foreground:
     (hippocampus, CrossMatch, mean of four runs; none with overhang: benchmarks/results/tiles-overhang.json).
     """
     shape = sample.image.shape[1:]
-    lowest = [min(0, n - w) - w // OVERHANG for n, w in zip(shape, window, strict=True)]
-    highest = [max(0, n - w) + w // OVERHANG for n, w in zip(shape, window, strict=True)]
+    lowest = [min(0, n - w) - int(w * overhang) for n, w in zip(shape, window, strict=True)]
+    highest = [max(0, n - w) + int(w * overhang) for n, w in zip(shape, window, strict=True)]
     start = [int(rng.integers(low, high + 1)) for low, high in zip(lowest, highest, strict=True)]
     if sample.label is not None and rng.random() < foreground and len(voxels := sample.foreground):
         at = np.unravel_index(int(voxels[rng.integers(len(voxels))]), shape)

@@ -4,7 +4,6 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,11 @@ from numpy.typing import NDArray
 from seg.infer.console import Terminated
 from seg.infer.errors import Exit, SegError
 from seg.infer.machine import available_memory
-from seg.infer.spec import ModelSpec
 
 from .augment import WeakAugmentation
 from .cache import Store, packed
 from .cases import Case
-from .config import Engine, build_method, refuse_bad_options, refuse_changes, trained_method
+from .config import Engine, as_begun, build_method, refuse_bad_options, refuse_changes, trained_method
 from .curves import learning_curves, read_log
 from .device import device_of, memory_told, precision_of
 from .evaluate import WORST, ModuleBackend, evaluate, free_memory, validate
@@ -42,7 +40,6 @@ from .run import (
     clear,
     load_checkpoint,
     locked,
-    read_config,
     refuse_folder,
     refuse_run,
     set_aside,
@@ -80,7 +77,6 @@ def train(
     processes = join(device)
     if settings.compile == "graphs" and device.type != "cuda":
         raise SegError("E-DEVICE", Exit.USAGE, "", "CUDA graphs on a CPU", "leave --graphs out, or use --compile")
-    engine = Engine(device, precision_of(settings.precision, device), settings.compile, processes)
     if not processes.first:
         say, report = (lambda _: None), (lambda *_: None)
     with (
@@ -89,6 +85,9 @@ def train(
         refused_by_a_peer(processes, str(folder)),
         memory_told(str(folder)),
     ):
+        if resume:
+            settings = processes.share(partial(as_begun, settings, folder))
+        engine = Engine(device, precision_of(settings.precision, device), settings.compile, processes)
         teacher = _load_teacher(settings, device, engine.precision)
         job = processes.share(partial(_begin, settings, folder, resume, engine, say, held, teacher))
         began = time.monotonic()
@@ -137,9 +136,6 @@ def _begin(
     held.enter_context(locked(folder))
     if not resume:
         refuse_run(folder)  # it may have begun since
-    elif settings.window is None:
-        # The planned window depends on the memory that was free then.
-        settings = replace(settings, window=ModelSpec.from_dict(read_config(folder)["spec"]).window)
     job = prepare_job(settings, say, engine, teacher)
     if resume:
         refuse_changes(folder, job.config)

@@ -35,7 +35,7 @@ from seg.infer.selftest import golden_error
 from seg.infer.spec import ModelSpec, Normalisation
 from seg.train.cases import Case
 from seg.train.losses import supervised_loss
-from seg.train.prepare import load_label, load_volume, prepare_all
+from seg.train.prepare import load_label, load_volume, prepare
 
 SPEC = ModelSpec(
     name="balls",
@@ -70,7 +70,7 @@ class Tiny(nn.Module):
 
 def trained(cases: list[Case], width: int = 8, steps: int = 60) -> Tiny:
     torch.manual_seed(0)
-    samples = prepare_all(cases, SPEC)
+    samples = [prepare(case, SPEC) for case in cases]
     x = torch.from_numpy(np.stack([sample.image for sample in samples]))
     y = torch.from_numpy(np.stack([sample.label for sample in samples])).long()
     module = Tiny(width)
@@ -351,7 +351,7 @@ def test_network_inputs_are_whole_scans_padded_or_their_centre(data: Path, monke
     case = cases_in(str(data))[0]
     whole = network_inputs([case], replace(SPEC, stride=(16, 16, 16)))[0]
     assert whole.shape == (1, 1, 32, 32, 16)
-    sample = prepare_all([case], SPEC)[0].image
+    sample = prepare(case, SPEC).image
     np.testing.assert_array_equal(whole[0, :, 4:28, 6:26], sample)
     assert np.count_nonzero(whole) == np.count_nonzero(sample)
     windowed = network_inputs([case], replace(SPEC, tiling="window"))[0]

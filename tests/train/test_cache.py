@@ -1,3 +1,5 @@
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,15 +46,34 @@ def test_crops_of_packed_volumes() -> None:
 
 def test_files_hold_the_same(tmp_path: Path) -> None:
     store = Store(tmp_path / "volumes")
-    ours, other = store.put(NORMAL), Store(tmp_path / "volumes").get("n")
-    for one in (ours, other):
+    store.put(NORMAL)
+    for one in (store.get("n"), Store(tmp_path / "volumes").get("n")):
         assert isinstance(one.image, np.memmap)
         assert (one.id, one.slope, one.offset) == ("n", packed(NORMAL).slope, packed(NORMAL).offset)
         assert np.array_equal(one.image, packed(NORMAL).image)
         assert NORMAL.label is not None
         assert one.label is not None
         assert np.array_equal(one.label, NORMAL.label)
-    assert store.put(Sample("a/b", NORMAL.image, None)).label is None
+    store.put(Sample("a/b", NORMAL.image[:, 1:], None))
+    assert store.get("a/b").label is None
+    assert np.array_equal(store.get("a/b").image, packed(replace(NORMAL, image=NORMAL.image[:, 1:])).image)
+
+
+def test_there_may_be_more_cases_than_a_process_may_open(tmp_path: Path) -> None:
+    import resource
+
+    store, limits = Store(tmp_path / "volumes"), resource.getrlimit(resource.RLIMIT_NOFILE)
+    names = [f"case {number}" for number in range(60)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, limits[1]))
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda name: store.put(replace(NORMAL, id=name, image=NORMAL.image + len(name))), names))
+        samples = [store.get(name) for name in names]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    for one in samples:
+        assert np.abs(restored(one) - NORMAL.image - len(one.id)).max() < 1e-3
+        assert np.array_equal(one.label, NORMAL.label)
 
 
 def test_foreground_candidates_are_few_and_spread() -> None:
@@ -74,8 +95,9 @@ def test_bytes_on_the_networks_grid() -> None:
 
 def test_a_case_whose_name_is_no_utf8_is_stored(tmp_path: Path) -> None:
     name = b"M\xfcller".decode(errors="surrogateescape")
-    kept = Store(tmp_path / "volumes").put(replace(NORMAL, id=name))
-    assert np.abs(restored(kept) - NORMAL.image).max() < 1e-3
+    store = Store(tmp_path / "volumes")
+    store.put(replace(NORMAL, id=name))
+    assert np.abs(restored(store.get(name)) - NORMAL.image).max() < 1e-3
 
 
 def test_a_full_disk_is_told(tmp_path: Path) -> None:

@@ -232,6 +232,12 @@ def test_names_are_those_of_the_values_in_the_labels(
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+def test_a_single_voxel_at_the_bottom_is_refused(run: Run, data: Path, tmp_path: Path) -> None:
+    status, text = run(data, "-o", tmp_path / "run", *TINY, "--set", "labeled_batch=1")
+    assert status == 2
+    assert "one window of 16 x 16 x 16 a step" in text
+
+
 def test_single_slices_need_a_network_for_slices(run: Run, tmp_path: Path, write_cases: Callable[..., Path]) -> None:
     data = write_cases(tmp_path / "slices", 5, (32, 32, 1))
     status, text = run(data, "-o", tmp_path / "run", *TINY)

@@ -1,5 +1,6 @@
 """The contract of methods, clause by clause, over every row of the table; and the worked example of CONTRIBUTING."""
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -17,10 +18,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from seg.infer.errors import Exit, SegError
 from seg.infer.spec import ModelSpec, Normalisation
 from seg.train import methods
+from seg.train.config import refuse_bad_options
 from seg.train.losses import supervised_loss
 from seg.train.methods import METHODS, PRESETS, Batch, Distill, Method
 from seg.train.networks.unet import UNet2d
 from seg.train.networks.vnet import VNet
+from seg.train.processes import Processes
+from seg.train.settings import Settings
 from seg.train.step import Step
 
 ALL = [(name, row) for name in METHODS for row in (None, *PRESETS.get(name, {}))]
@@ -288,9 +292,7 @@ def test_no_unlabelled_crops_are_refused_where_they_teach(name: str) -> None:
         assert caught.value.exit == Exit.USAGE
 
 
-@pytest.mark.parametrize(
-    "values", [{"curriculum": ()}, {"scales": (0.0,)}, {"down": ()}, {"sharpening": 0.0}, {"rounds": (0.8, 0.5)}]
-)
+@pytest.mark.parametrize("values", [{"curriculum": ()}, {"scales": ()}, {"down": ()}, {"rounds": (0.8, 0.5)}])
 def test_hstf_refuses_lists_that_it_would_stumble_over_late(values: dict[str, Any]) -> None:
     for name in ("hstf", "hstf_crossmatch"):
         METHODS[name].Config().check()
@@ -298,6 +300,41 @@ def test_hstf_refuses_lists_that_it_would_stumble_over_late(values: dict[str, An
             replace(METHODS[name].Config(), **values).check()
         assert caught.value.exit == Exit.USAGE
     replace(METHODS["hstf"].Config(), rounds=()).check()  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("method", "value"),
+    [
+        *(("distill", "weight=7"), ("distill", "temperature=0"), ("bcp", "kept=1.5"), ("bcp", "kept=0")),
+        *(("crossmatch", "ip_weight=-1"), ("crossmatch", "scale=-0.5"), ("ua_mt", "passes=3")),
+        *(("mc_net", "others=0"), ("mc_net_plus", "others=7"), ("mc_net", "temperature=0"), ("caml", "ring=0")),
+        *(("caml", "samples=0"), ("unimatch", "feature_dropout=1.5"), ("dtc", "steepness=0")),
+        *(("hstf", "scaled_labeled=-1"), ("hstf", "memory=1.5"), ("hstf", "scales=[0]"), ("hstf", "sharpening=0")),
+        *(("hstf_crossmatch", "pseudo_weight=0.5"), ("hstf", "down=[0.8,-1]"), ("ss_net", "magnitude=NaN")),
+    ],
+)
+def test_values_that_would_train_nonsense_are_refused(method: str, value: str) -> None:
+    name, _, text = value.partition("=")
+    with pytest.raises(SegError, match=name) as caught:
+        refuse_bad_options(Settings((), "", method=method, method_options={name: json.loads(text)}), Processes())
+    assert (caught.value.code, caught.value.exit) == ("E-CONFIG", Exit.USAGE)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_default_and_preset_is_in_range(name: str) -> None:
+    for preset in (None, *PRESETS.get(name, {})):
+        refuse_bad_options(Settings((), "", method=name, preset=preset), Processes())
+
+
+@pytest.mark.parametrize("name", ["hstf", "hstf_crossmatch"])
+def test_cutmix_of_hstf_is_a_switch(name: str) -> None:
+    found = []
+    for cutmix in (True, False):
+        config = replace(METHODS[name].Config(), burn_in=0.0, ramp_up=0.0, threshold=0.0, cutmix=cutmix)  # type: ignore[call-arg]
+        torch.manual_seed(0)
+        method = METHODS[name](VNet(width=2), config, 10)
+        found.append(sum(float(loss) for loss in method.losses(make_batch(config), 5).values()))
+    assert found[0] != pytest.approx(found[1], rel=1e-6)
 
 
 def example() -> dict[str, Any]:

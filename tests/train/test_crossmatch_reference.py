@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import confident_vnet, make_batch
+from tiny import confident_vnet, make_batch, preset
 from torch import Tensor, nn
 
 from seg.train.methods.base import Batch
-from seg.train.methods.crossmatch import CrossMatch, CrossMatchConfig, preset
+from seg.train.methods.crossmatch import CrossMatch, CrossMatchConfig
 from seg.train.networks.unet import UNet2d
 from seg.train.strong import cutmix_boxes, strong_view
 

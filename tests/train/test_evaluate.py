@@ -143,8 +143,10 @@ def test_a_scan_that_does_not_fit_is_cut_into_tiles(three: tuple[Case, ...], eva
     assert len(tiled.shapes) > 3
     assert np.prod(tiled.shapes[0]) < np.prod(whole.shapes[0])
     assert result == evaluation.result
-    with pytest.raises(SegError, match="E-LIMIT-MEMORY"):
+    with pytest.raises(SegError, match="E-LIMIT-MEMORY") as caught:
         evaluate(tiled, three, SPEC, memory_bytes=1000)
+    assert caught.value.path == three[0].images[0]
+    assert "--" not in caught.value.fix  # the flags of seg-infer
 
 
 def test_cases_without_label_are_left_out(tmp_path: Path) -> None:

@@ -62,6 +62,13 @@ def test_parts_can_be_switched_off(name: str) -> None:
     assert "pseudo" not in losses(build("hstf", pseudo_weight=0.0))
 
 
+def test_rounds_of_one_step_are_one() -> None:
+    config = METHODS["hstf_crossmatch"].Config(rounds=(0.5, 0.65, 0.8))  # type: ignore[call-arg]
+    rules = METHODS["hstf_crossmatch"](VNet(width=2), config, 4).rules()
+    assert rules is not None
+    assert rules.steps == (2, 3)
+
+
 def test_directions() -> None:
     batch = make_batch(build().config)
     factors = {

@@ -7,7 +7,7 @@ import pytest
 from seg.infer.errors import Exit, SegError
 from seg.train.log import Log
 from seg.train.processes import Processes
-from seg.train.run import METRICS
+from seg.train.run import METRICS, TENSORBOARD
 
 FULL = Path("/dev/full")  # every write ends with "no space left on device"
 
@@ -34,3 +34,15 @@ def test_other_processes_write_nothing(tmp_path: Path) -> None:
     with Log(tmp_path, 0, Processes(1, 2)) as log:
         log.dice(1, {"a": 1.0})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_resumed_training_keeps_the_curve_up_to_its_step(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for begun, steps in ((0, (10, 20, 30)), (20, (30,))):  # killed after 30, resumed from the checkpoint at 20
+        with Log(tmp_path, begun, Processes()) as log:
+            for step in steps:
+                log.dice(step, {"a": float(step + begun)})
+    events = EventAccumulator(str(tmp_path / TENSORBOARD))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("dice/a")] == [(10, 10), (20, 20), (30, 50)]

@@ -332,6 +332,23 @@ def test_resume_does_not_depend_on_free_memory(workplace: Path, monkeypatch: pyt
     assert window() == [32, 32, 32]
 
 
+def test_a_run_goes_on_where_the_plan_and_precision_would_be_others(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common: dict[str, Any] = dict(method="supervised", width=None)
+    monkeypatch.setattr("seg.train.plan.CPU_WIDTH", {2: 2, 3: 2})
+    with pytest.raises(Interrupted):
+        train(workplace, "moved", report=interrupt_at(2), precision="bf16", **common)
+    monkeypatch.setattr("seg.train.plan.CPU_WIDTH", {2: 3, 3: 3})
+    with pytest.raises(Interrupted):
+        train(workplace, "moved", resume=True, report=interrupt_at(2), precision="auto", **common)
+    found = json.loads((workplace / "moved" / "config.json").read_text())
+    assert (found["network"]["width"], found["engine"]["precision"]) == (2, "bfloat16")
+    for changes, field in (({"width": 3}, "network.width"), ({"precision": "fp32"}, "engine.precision")):
+        with pytest.raises(SegError, match=field):
+            train(workplace, "moved", resume=True, **(common | changes))
+
+
 def planned(root: Path, **changes: Any) -> dict[str, Any]:
     settings = Settings((str(root / "data"),), "", **changes).with_file(str(root / "config.toml"), {*changes})
     engine = Engine(torch.device("cpu"), torch.float32, False, Processes())
@@ -384,6 +401,16 @@ def test_nonfinite_loss_stops_and_names_the_scans(workplace: Path, monkeypatch: 
 def test_infinite_weights_are_noticed(workplace: Path) -> None:
     with pytest.raises(SegError) as caught:
         train(workplace, "inf", method="supervised", method_options={"lr": 1e38})
+    assert caught.value.code == "E-NONFINITE"
+
+
+def test_weights_are_judged_before_a_validation(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(*_: object) -> None:
+        raise AssertionError("validated")
+
+    monkeypatch.setattr("seg.train.training.validate", nothing)
+    with pytest.raises(SegError, match="another folder with a lower learning rate") as caught:
+        train(workplace, "diverged", method="supervised", method_options={"lr": 1e38}, validate_every=1)
     assert caught.value.code == "E-NONFINITE"
 
 

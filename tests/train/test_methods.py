@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import confident_vnet, make_batch
+from tiny import confident_vnet, make_batch, preset
 from torch import Tensor, nn
 
 from seg.train.losses import supervised_loss
 from seg.train.methods import METHODS, PRESETS, Distill, Method
-from seg.train.methods.crossmatch import CrossMatch, CrossMatchConfig, preset
+from seg.train.methods.crossmatch import CrossMatch, CrossMatchConfig
 from seg.train.networks.vnet import VNet
 from seg.train.settings import override
 

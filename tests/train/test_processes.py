@@ -57,6 +57,7 @@ METHODS = {
     **{  # at their own rate of 0.01 rounding grows tenfold within six steps
         name: f'name = "{name}"\ndropout = 0.0\nlr = 0.001' for name in ("ua_mt", "urpc", "mc_net")
     },
+    "hstf": 'name = "hstf"\ndropout = 0.0\nlr = 0.001\nburn_in = 0.0\nramp_up = 0.0\nrounds = []\nweights = "none"',
     "fast": 'name = "crossmatch"\nthreshold = 0.5\nramp_up = 0.0\nlabeled_batch = 4',
 }
 

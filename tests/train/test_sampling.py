@@ -41,7 +41,7 @@ def test_crop_is_a_part_of_the_volume_in_zeros() -> None:
     whole = np.pad(MANY[0].image[0], [(0, 0), (1, 1), (1, 1)])
     windows = np.lib.stride_tricks.sliding_window_view(whole, (6, 8, 10))
     for step in range(20):
-        crop = draw(MANY[:1], 1, (6, 8, 10), seed=0, step=step, stream=0).image[0, 0]
+        crop = draw(MANY[:1], 1, (6, 8, 10), overhang=0.125, seed=0, step=step, stream=0).image[0, 0]
         assert (windows == crop).all(axis=(3, 4, 5)).any()
 
 
@@ -50,16 +50,17 @@ def test_every_place_is_reached() -> None:
     seen = {float(draw([line], 1, (3, 1, 1), seed=0, step=s, stream=0).image[0, 0, 0, 0, 0]) for s in range(60)}
     assert seen == {0.0, 1.0, 2.0}
     line = Sample("line", np.arange(1, 21, dtype=np.float32).reshape(1, 20, 1, 1), None)
-    crops = (draw([line], 1, (16, 1, 1), seed=0, step=s, stream=0).image[0, 0, :, 0, 0] for s in range(99))
-    ends = {(float(crop[0]), float(crop[-1])) for crop in crops}
-    assert ends == {(0, 14), (0, 15), (1, 16), (2, 17), (3, 18), (4, 19), (5, 20), (6, 0), (7, 0)}
+    inside = {(1, 16), (2, 17), (3, 18), (4, 19), (5, 20)}
+    for overhang, beyond in ((0.0, set()), (0.125, {(0, 14), (0, 15), (6, 0), (7, 0)})):
+        crops = (draw([line], 1, (16, 1, 1), overhang=overhang, seed=0, step=s, stream=0).image for s in range(99))
+        assert {(float(crop[0, 0, 0, 0, 0]), float(crop[0, 0, -1, 0, 0])) for crop in crops} == inside | beyond
 
 
 def test_small_volumes_are_padded_with_zero() -> None:
     small = Sample("s", np.ones((2, 5, 30, 7), np.float32), np.ones((5, 30, 7), np.uint8))
     places = set()
     for step in range(300):
-        crops = draw([small], 1, (7, 16, 7), seed=0, step=step, stream=0)
+        crops = draw([small], 1, (7, 16, 7), overhang=0.125, seed=0, step=step, stream=0)
         assert crops.image.shape == (1, 2, 7, 16, 7)
         assert crops.label is not None
         assert crops.label.sum() in (5 * 14 * 7, 5 * 15 * 7, 5 * 16 * 7)
@@ -71,7 +72,7 @@ def test_small_volumes_are_padded_with_zero() -> None:
 def test_slices_and_narrow_windows_do_not_overhang() -> None:
     flat = Sample("s", np.ones((1, 9, 9, 3), np.float32), None)
     for step in range(40):
-        assert draw([flat], 1, (7, 7, 1), seed=0, step=step, stream=0).image.all()
+        assert draw([flat], 1, (7, 7, 1), overhang=0.125, seed=0, step=step, stream=0).image.all()
 
 
 def test_foreground_is_inside_the_part_that_trains() -> None:

@@ -261,3 +261,16 @@ def test_an_unfinished_run_is_told(score: Score, data: Path, trained: Path, tmp_
     status, text = score(data, copy)
     assert status == 0
     assert "warning: the run is unfinished, at step 4 of 9" in text
+
+
+def test_findings_are_told_to_those_who_want_quiet(score: Score, trained: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    images = sorted((tmp_path / "data" / "images").iterdir())[:2]
+    for image in images:
+        image.write_bytes(b"no scan")
+    status, text = score(tmp_path / "data", trained, "--cases", "all", "-q")
+    assert status == 11
+    lines = text.splitlines()
+    assert [line.split(": ")[1].split(" ", 1)[1] for line in lines[:2]] == [str(image) for image in images]
+    assert lines[2].startswith(f"seg-train: error E-DATA-CHECK: {images[0]}: 2 errors, the first is E-NII-")
+    assert len(lines) == 3

@@ -11,14 +11,14 @@ import pytest
 import torch
 from builders import DATA, fact
 from test_methods import UNSUPERVISED, gradients
+from tiny import preset
 
 from seg.infer.errors import Exit, SegError
 from seg.train import job, training
 from seg.train.augment import PLANES, WeakAugmentation, _affines, weak_augment
 from seg.train.config import Engine
-from seg.train.loop import LoopConfig
 from seg.train.methods import METHODS, PRESETS, PRESETS_2D, SLICES, Batch, Distill, Method, default_options
-from seg.train.methods.crossmatch import CrossMatch, preset
+from seg.train.methods.crossmatch import CrossMatch
 from seg.train.networks import run_windows
 from seg.train.networks.unet import UNet2d
 from seg.train.plan import plan
@@ -210,11 +210,6 @@ def test_strong_view_of_slices() -> None:
     same = (view == u).flatten(1).all(dim=1).float().mean()
     assert 0.04 < same < 0.17
     assert torch.isfinite(view).all()
-
-
-def test_window_of_one_slice_has_two_extents() -> None:
-    assert LoopConfig(1, (32, 48, 1)).extents == (32, 48)
-    assert LoopConfig(1, (32, 48, 16)).extents == (32, 48, 16)
 
 
 # Plans

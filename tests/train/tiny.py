@@ -1,10 +1,13 @@
 """Small networks, batches and samples for the tests of training."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import nn
 
-from seg.train.methods import Batch, MethodConfig
+from seg.train.methods import PRESETS, PRESETS_2D, Batch, MethodConfig
+from seg.train.methods.crossmatch import CrossMatchConfig
 from seg.train.networks.vnet import VNet
 from seg.train.sampling import Sample
 
@@ -18,6 +21,11 @@ def make_batch(config: MethodConfig, classes: int = 2, seed: int = 0) -> Batch:
     )
     y = torch.bucketize(x[:, 0], torch.linspace(-0.5, 0.5, classes - 1))
     return Batch(x, y, u, generator)
+
+
+def preset(name: str, dims: int = 3) -> CrossMatchConfig:
+    """A preset of CrossMatch for volumes or slices."""
+    return replace(CrossMatchConfig(), **(PRESETS if dims == 3 else PRESETS_2D)["crossmatch"][name])
 
 
 def confident_vnet(classes: int = 2, factor: float = 7.0) -> VNet:

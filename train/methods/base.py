@@ -17,7 +17,7 @@ survive an interruption is a parameter or a buffer. A method that learns from ps
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -88,6 +88,10 @@ class MethodConfig:
             expected = f"at least {self.least_unlabeled}{why}"
             fix = "take a larger one, or --method supervised"
             raise SegError("E-CONFIG", Exit.USAGE, "", f"unlabeled_batch {self.unlabeled_batch}", fix, expected)
+
+    def shared(self) -> dict[str, int]:
+        """Counts of windows, by field: each of several processes takes an equal part."""
+        return {name: value for name, value in asdict(self).items() if name.endswith("_batch")}
 
     @property
     def crops(self) -> float:

@@ -42,7 +42,7 @@ had 84.9 after 85.5, and Dice losses that count the background 85.5.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
@@ -153,11 +153,6 @@ PRESETS_2D: dict[str, dict[str, Any]] = {  # slices: the papers' ACDC
     "official": dict(_ACDC, unlabeled_batch=24, mix_batch=12, ip_weight=0.5, kd_weight=0.5, scale=0.5),
     "fast": {},
 }
-
-
-def preset(name: str, dims: int = 3) -> CrossMatchConfig:
-    """A named preset for volumes or slices."""
-    return replace(CrossMatchConfig(), **(PRESETS if dims == 3 else PRESETS_2D)[name])
 
 
 class CrossMatch(Method):

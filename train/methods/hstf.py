@@ -73,7 +73,7 @@ class HstfConfig(MethodConfig):
     down_shares: tuple[float, ...] = (0.4, 0.4, 0.2)
     up: float = 1.5
     up_share: float = 0.25
-    scaled_labeled: int = 2  # labelled windows in the scaled pass
+    scaled_labeled: int = 2  # labelled windows in the scaled pass, evenly taken
     scaled_statistics: bool = False  # whether scaled passes move batch norm's running statistics
     strong_statistics: bool = False  # whether strongly perturbed streams do; they have a pass of their own if not
     rounds: tuple[float, ...] = (0.22, 0.44, 0.72)  # () keeps no bank
@@ -91,15 +91,19 @@ class HstfConfig(MethodConfig):
         """See the base class; lists are checked here, too: they are looked into late in the run."""
         super().check(processes)
         for name in ("scales", "curriculum", "down"):
-            if not getattr(self, name) or min(getattr(self, name)) <= 0:
-                raise _refused(f"{name} is {list(getattr(self, name))}", "numbers above 0, one at least")
-        if self.sharpening <= 0 or self.up <= 0:
-            raise _refused(f"sharpening is {self.sharpening}, up {self.up}", "more than 0")
+            if not getattr(self, name):
+                raise refused(f"{name} is []", "one number at least")
+        if self.memory > 1:
+            raise refused(f"memory is {self.memory}", "from 0 to 1")
         if list(self.rounds) != sorted(set(self.rounds)):
-            raise _refused(f"rounds is {list(self.rounds)}", "shares of the run that rise")
+            raise refused(f"rounds is {list(self.rounds)}", "shares of the run that rise")
+
+    def shared(self) -> dict[str, int]:
+        """See the base class; of the scaled pass, too."""
+        return super().shared() | ({"scaled_labeled": self.scaled_labeled} if self.csc != "off" else {})
 
 
-def _refused(found: str, expected: str) -> SegError:
+def refused(found: str, expected: str) -> SegError:
     return SegError("E-CONFIG", Exit.USAGE, "", f"[method] {found}", "correct the value", expected)
 
 
@@ -225,17 +229,18 @@ class Hstf(Method):
             return {}
         zoom = self._zoom(batch)
         labeled = min(cfg.scaled_labeled, len(batch.x))
+        taken = [number * len(batch.x) // labeled for number in range(labeled)]  # several processes have those of one
         u = batch.u if cfg.csc != "augment" else batch.u[:0]
         if labeled + len(u) == 0:
             return {}
         with kept_statistics(self.student, not cfg.scaled_statistics):
-            levels = net.encode(zoom.image(torch.cat([batch.x[:labeled], u])))
+            levels = net.encode(zoom.image(torch.cat([batch.x[taken], u])))
             logits = net.decode(levels, head_dropout=False)
         zx, zu = logits.split_with_sizes([labeled, len(u)])
         inside = zoom.inside(device=u.device)
         found = {}
         if labeled:
-            y = zoom.label(batch.y[:labeled])
+            y = zoom.label(batch.y[taken])
             keep = inside.expand(y.shape)
             entropy = (F.cross_entropy(zx.float(), y, reduction="none") * keep).sum() / keep.sum().clamp_min(1)
             p = zx.float().softmax(dim=1)
@@ -274,7 +279,7 @@ class Hstf(Method):
         self.teacher.update(self.student, step)
         if step + 1 == self._steps(self.config.burn_in):  # its average still holds the first, bad weights
             self.teacher.network.load_state_dict(self.student.state_dict())
-        starts = [0, *(self._steps(share) for share in self.config.rounds)]
+        starts = [0, *self._round_steps()]
         for begin, end in pairwise(starts):
             for third, kept in enumerate(self.early, start=1):
                 if step + 1 == begin + (end - begin) * third // 3:
@@ -285,9 +290,13 @@ class Hstf(Method):
         cfg = self.config
         if not cfg.rounds:
             return None
-        steps = tuple(self._steps(share) for share in cfg.rounds)
+        steps = self._round_steps()
         return Rules(steps, cfg.scales, cfg.memory, cfg.cleaning, cfg.curriculum, cfg.tolerance, cfg.volume_bound,
                      cfg.enough)  # fmt: skip
+
+    def _round_steps(self) -> tuple[int, ...]:
+        """Each once: in a short run two rounds may fall on one step."""
+        return tuple(dict.fromkeys(self._steps(share) for share in self.config.rounds))
 
     def elders(self) -> Sequence[nn.Module]:
         """The teacher at one and two thirds of the way to this round."""

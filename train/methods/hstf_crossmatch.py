@@ -26,7 +26,7 @@ from torch import Tensor
 from ..processes import reversed_batch
 from ..strong import cutmix_boxes, strong_view
 from .base import Batch
-from .hstf import Hstf, HstfConfig, Target
+from .hstf import Hstf, HstfConfig, Target, refused
 from .streams import Distance, Perturbation, StreamTarget, perturbed
 
 
@@ -49,6 +49,12 @@ class HstfCrossMatchConfig(HstfConfig):
     ip_weight: float = 0.3
     kd_weight: float = 0.3
 
+    def check(self, processes: int = 1) -> None:
+        """See the base class."""
+        super().check(processes)
+        if self.pseudo_weight != HstfConfig.pseudo_weight:
+            raise refused(f"pseudo_weight is {self.pseudo_weight}", "ip_weight and kd_weight in its place")
+
 
 PRESETS: dict[str, dict[str, Any]] = {
     "all": {name: getattr(HstfConfig, name) for name in ("weights", "csc", "csc_weight", "feature_weight", "rounds")},
@@ -65,7 +71,7 @@ class HstfCrossMatch(Hstf):
         """Logits of the labelled windows, and CrossMatch's losses."""
         cfg = self.config
         s1, s2 = strong_view(batch.u, batch.generator), strong_view(batch.u, batch.generator)
-        box1, box2 = (cutmix_boxes(len(s1), s1.shape[2:], batch.generator) for _ in range(2))
+        box1, box2 = (cutmix_boxes(len(s1), s1.shape[2:], batch.generator) & cfg.cutmix for _ in range(2))
         s1, s2 = torch.where(box1[:, None], reversed_batch(s1), s1), torch.where(box2[:, None], reversed_batch(s2), s2)
         zx, z1, z2, ww, ws, sw, ss = self._streams(batch.x, batch.u, s1, s2)
         plain, t1, t2 = (self._stream_target(t) for t in (target, target.mixed(box1), target.mixed(box2)))

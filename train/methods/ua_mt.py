@@ -15,6 +15,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from seg.infer.errors import Exit, SegError
+
 from ..draws import normal
 from ..ema import Ema
 from ..losses import supervised_loss, weighted_mean
@@ -38,6 +40,13 @@ class UaMtConfig(MethodConfig):
     passes: int = 8  # T, in pairs
     noise: float = 0.1  # standard deviation, cut at twice that
     least_unlabeled: ClassVar[int] = 1
+
+    def check(self, processes: int = 1) -> None:
+        """See the base class."""
+        super().check(processes)
+        if self.passes % 2:
+            found, fix = f"[method] passes is {self.passes}", f"--set passes={self.passes + 1}"
+            raise SegError("E-CONFIG", Exit.USAGE, "", found, fix, "an even number: they are made in pairs")
 
 
 class UaMt(Method):

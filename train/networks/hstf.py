@@ -7,7 +7,7 @@ without their transformer, and those that gain do so there (nnU-Net's documentat
 depthwise convolution on the tokens (conditional positional encoding), so any extent that the stride divides will do and
 the export has no table of positions.
 
-Measured at width 16 (tests hold the first two columns to 5 %): HSTF-B 7.5 M parameters and 35.9 GMAC at 112x112x80,
+Measured at width 16 (tests hold both to 5 %): HSTF-B 7.5 M parameters and 35.8 GMAC at 112x112x80,
 HSTF-S 3.4 M and 21.0, two dimensions 6.0 M and 6.7 GMAC at 256x256; V-Net 9.4 M and 40.1.
 
 Convolutions before batch norm have no bias, which the norm would take away again. `dropout` has V-Net's meaning
