@@ -14,14 +14,14 @@ entropy; the temperature of section 3 is 1, as in the code. Paper, paper-time co
 covers all three and the presets say which value comes from where.
 Common to all: the box of CutMix has the volume drawn, and the CutMix partner is the batch reversed unless `mix_batch`
 asks for the official third loader. There are two passes, [x, u] and [s1, s2], and batch norm sees each by itself. The
-second's targets carry no gradient, so that the loop takes the first's gradients before it: half the memory.
+second's targets carry no gradient, so that the loop takes the first's gradients before it: less memory.
 `teacher="stacked"` has the teacher among the first pass's streams, as published; otherwise it stands apart, without
 gradient. Perturbations are functions of the training step: nothing of them is in `deployed()`.
 
 What `fast` changes and why (hippocampus, 10 labels, 800 steps, one seed; Dice in percent, supervised training 83.8; all
 from before networks began with mostly background, see `networks.prior`):
 
-* Dice on confident voxels alone makes the foreground grow: 77.8 to 82.5 at a precision far below the recall. With cross
+* Dice on confident voxels alone makes the foreground grow: 77.9 to 82.5 at a precision far below the recall. With cross
   entropy beside it 82.5 becomes 84.4.
 * Streams whose channels are dropped have more variance. In one batch with them labelled scans are normalised by a
   variance that no scan has at inference. `batch_norm="apart"` normalises perturbed streams by themselves and keeps
