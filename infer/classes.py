@@ -83,7 +83,7 @@ def _largest(scores: Array) -> NDArray[np.unsignedinteger]:
 def probabilities_of(scores: Array, head: Head | None = None, *, blended: bool = False) -> Array:
     """(S, A, B) scores -> (K, A, B) softmax probabilities; `blended`: the scores are probabilities already."""
     if len(scores) == 1 and head is None:
-        p = scores + np.float32(0.5) if blended else 1.0 / (1.0 + np.exp(-scores))
+        p = (scores if blended else 0.5 * np.tanh(0.5 * scores)) + np.float32(0.5)
         both: Array = module_of(p).concatenate([1.0 - p, p])
         return both
     if blended:

@@ -132,7 +132,8 @@ def plan_header(header: NiftiHeader, artifact: Artifact, options: ComputeOptions
     refuse_other_kind(artifact.spec, header.path, found, header.shape)
     _refuse_other_scale(header, artifact.spec)
     voxels = int(np.prod(header.shape))
-    extra = voxels * (len(artifact.spec.labels) - 1) if options.probabilities else 0
+    maps = voxels * (len(artifact.spec.labels) - 1) if options.probabilities else 0
+    extra = min(2, at_a_time) * maps  # those of the scan before are still being written
     extra += COMPONENT_BYTES * voxels if largest_component(artifact.spec, options) else 0
     width = artifact.head.weight.shape[1] if artifact.head and blends_features(artifact, options) else None
     return plan_scan(

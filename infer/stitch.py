@@ -175,7 +175,7 @@ def _scores(logits: Array, blend: str) -> Array:
     if logits.shape[1] == 2:
         margin: Array = logits[:, 1:] - logits[:, :1]
         if blend == "probability":
-            margin = (1.0 / (1.0 + np.exp(-margin)) - 0.5).astype(np.float32)
+            margin = (0.5 * np.tanh(0.5 * margin)).astype(np.float32)
         return margin
     if blend == "logit":
         return logits

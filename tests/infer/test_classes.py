@@ -42,6 +42,12 @@ def test_probabilities_of_two_classes() -> None:
     np.testing.assert_allclose(probabilities_of(expected[None] - 0.5, blended=True)[1], expected, rtol=1e-6)
 
 
+def test_sure_background_overflows_nowhere() -> None:
+    with np.errstate(over="raise", invalid="raise"):
+        p = probabilities_of(np.array([[[-800.0, 0.0, 800.0]]], np.float32))
+    np.testing.assert_allclose(p[1, 0], [0, 0.5, 1], atol=1e-6)
+
+
 def test_head_text_round_trip() -> None:
     head = Head(RNG.standard_normal((3, 2)).astype(np.float32), RNG.standard_normal(3).astype(np.float32))
     again = Head.from_text(head.to_text())

@@ -13,6 +13,8 @@ from known import boxes
 from seg.infer.artifact import load
 from seg.infer.backends import open_backend
 from seg.infer.components import keep_largest
+from seg.infer.compute import ComputeOptions, plan_header
+from seg.infer.nifti import inspect as inspect_nifti
 from seg.infer.nifti import read as read_nifti
 from seg.infer.predict import segment
 
@@ -130,6 +132,15 @@ def test_the_plan_counts_the_memory_of_components(write_scan: Write, threshold_m
         assert run(scan, *words, "--report", str(report)) == 0
         peaks.append(json.loads(report.read_text())["scans"][0]["plan"]["estimated_peak_bytes"])
     assert peaks[0] - peaks[1] == 9 * boxes().size
+
+
+def test_the_plan_counts_the_maps_that_are_still_being_written(write_scan: Write, threshold_model: Model) -> None:
+    header, artifact = inspect_nifti(write_scan("a.nii.gz", boxes())), load(threshold_model((0.5, 1.5)))
+    options, voxels = ComputeOptions(probabilities=True), boxes().size
+    peaks = [plan_header(header, artifact, options, at_a_time=n).peak_bytes for n in (1, 2, 3)]
+    scans = voxels * header.dtype.itemsize
+    assert peaks[1] - peaks[0] == pytest.approx(scans + 2 * voxels, abs=1)  # three classes: two maps
+    assert peaks[2] - peaks[1] == pytest.approx(scans, abs=1)
 
 
 def test_probabilities_never_replace_a_scan(write_scan: Write, threshold_model: Model, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -77,6 +78,16 @@ def test_counts_equal_the_naive_ones_in_any_memory_order(monkeypatch, slab, axes
         for axis in range(3):
             naive = [(np.take(mask, i, axis) == value).sum() for i in range(mask.shape[axis])]
             np.testing.assert_array_equal(counts[axis][row], naive)
+
+
+def test_a_dense_mask_takes_a_few_slabs_of_memory():
+    mask = np.ones((64, 256, 256), np.uint8)
+    tracemalloc.start()
+    try:
+        plane_counts(mask, (1,))
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_boolean_mask():
