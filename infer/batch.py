@@ -121,7 +121,7 @@ def _run(request: Request, report: Report) -> int:
         manifest=manifest,
         form=batch.form,
     )
-    with Display(len(batch.jobs), len(results), request.quiet, request.debug) as display:
+    with Display(len(batch.jobs), list(results.values()), request.quiet, request.debug) as display:
         if todo:
             with (
                 _loading(artifact, request, todo) as backend,

@@ -27,25 +27,29 @@ class Display:
     Parameters
     ----------
     total : scans in all.
-    skipped : how many of them were finished before.
+    settled : results that are there before anything is computed: scans finished before, and failures.
     quiet : errors only.
     debug : tracebacks as well.
     """
 
-    def __init__(self, total: int, skipped: int, quiet: bool, debug: bool) -> None:
+    def __init__(self, total: int, settled: Sequence["Result"], quiet: bool, debug: bool) -> None:
+        self._failed = [result for result in settled if result.error is not None]
+        skipped = len(settled) - len(self._failed)
         self._total, self._number, self._quiet, self._debug = total, skipped, quiet, debug
         self._began = time.perf_counter()
         self._bar: Any = None
         self._task: Any = None
         if skipped and not quiet:
             say(f"{skipped} of {total} scans are finished and skipped")
-        if total > 1 and skipped < total and not quiet and _on_terminal():
+        if total > 1 and len(settled) < total and not quiet and _on_terminal():
             self._bar = _progress_bar()
             self._task = self._bar.add_task("", total=total, completed=skipped)
 
     def __enter__(self) -> "Display":
         if self._bar is not None:
             self._bar.start()
+        for result in self._failed:
+            self.show(result)
         return self
 
     def __exit__(

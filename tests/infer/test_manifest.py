@@ -212,6 +212,29 @@ def test_continue_never_replaces_somebodys_work(folder: Folder) -> None:
     np.testing.assert_array_equal(voxels(folder.out / "a.nii.gz"), boxes() > 0)
 
 
+@pytest.mark.parametrize("names", ["a", "abc"])
+def test_continue_tells_of_a_changed_mask(
+    folder: Folder, capsys: pytest.CaptureFixture[str], names: str, tmp_path: Path
+) -> None:
+    """Also where it is the only scan, and when asked to be quiet; it does not count as skipped."""
+    words = [*(folder.scans[name] for name in names), "-o", str(folder.out), "-m", folder.model]
+    if len(names) == 1:
+        (tmp_path / "list").write_text(folder.scans["a"])
+        words[:1] = ["--from", str(tmp_path / "list")]
+    assert run(*words, "-q") == 0
+    (folder.out / "a.nii.gz").write_bytes(b"corrected by hand")
+    capsys.readouterr()
+    for quiet in ([], ["-q"]):
+        assert run(*words, "--continue", *quiet) == (30 if len(names) == 1 else 40)
+        lines = capsys.readouterr().err.splitlines()
+        errors = [line for line in lines if line.startswith("seg-infer: error ")]
+        assert len(errors) == 1
+        assert errors[0].startswith(f"seg-infer: error E-OUT-CHANGED: {folder.out}/a.nii.gz: was changed")
+        assert "Fix: move it away" in errors[0]
+        counts = [line for line in lines if line.endswith("are finished and skipped")]
+        assert counts == ([] if quiet or len(names) == 1 else ["2 of 3 scans are finished and skipped"])
+
+
 def test_continue_makes_no_side_outputs_of_somebodys_mask(folder: Folder, tmp_path: Path) -> None:
     """Nor does it replace a JSON file that is not ours, or stumble over a mask that cannot be read."""
     folder.out.mkdir()
