@@ -22,6 +22,7 @@ from .reading import ReadOptions, inspect
 from .report import Report, write_statistics
 from .result import Result
 from .spec import ModelSpec
+from .volume import spacing_of
 
 __all__ = ["PROTOCOLS", "ComputeOptions", "ReadOptions", "Request", "TilingOptions", "run"]
 
@@ -105,7 +106,7 @@ def _run(request: Request, report: Report) -> int:
         name = f"{artifact.spec.name} in {stored_precision(artifact.spec)}"
         say(f"model: {name} (choose another with -m; seg-infer --models lists them)")
     if request.dry_run:
-        return _dry_run(batch, artifact, request)
+        return _dry_run(batch, artifact, request, report)
     previews = plan_previews(request.preview, batch.jobs, request.overwrite or request.resume)
     options = request.mask_options(engine_for(artifact.path, request.device), artifact.spec, batch.form)
     manifest = Manifest(batch.folder, artifact.spec, options) if batch.folder is not None else None
@@ -170,20 +171,19 @@ def _refuse_precision(artifact: Artifact, request: Request) -> None:
         raise SegError("E-PRECISION", Exit.MODEL, artifact.path, found, fix, asked)
 
 
-def _dry_run(batch: Batch, artifact: Artifact, request: Request) -> int:
-    """Print the plan of every scan, from its header; nothing is loaded, computed or written."""
-    results = []
+def _dry_run(batch: Batch, artifact: Artifact, request: Request, report: Report) -> int:
+    """Print the plan of every scan, from its header; nothing is loaded, computed or written but the report."""
     for job in batch.jobs:
-        result = Result(job)
+        result = report.results[job.mask] = Result(job, planned=True)
         try:
             header = inspect(job, request.reading, artifact.spec)
             plan = plan_header(header, artifact, request.computing, at_a_time=min(3, len(batch.jobs)))
-            result.plan = plan.as_dict()
+            result.plan, result.notes = plan.as_dict(), header.notes
+            result.shape, result.spacing = header.shape, tuple(map(float, spacing_of(header.affine)))
             print(f"{printable(job.scan)}: {plan.describe()}")
         except SegError as error:
             say(f"seg-infer: error {result.fail(error).error}")
-        results.append(result)
-    return _status(results)
+    return _status([report.results[job.mask] for job in batch.jobs])
 
 
 def _plan(request: Request) -> Batch:

@@ -15,7 +15,7 @@ from .nifti_voxels import check_values, load_voxels
 from .scan import Scan
 from .volume import Volume
 
-__all__ = ["NiftiHeader", "Scan", "inspect", "parts", "read"]
+__all__ = ["NiftiHeader", "Scan", "as_read", "inspect", "parts", "read"]
 
 
 def inspect(path: str, *, prefer: Literal["sform", "qform"] | None = None) -> NiftiHeader:
@@ -33,6 +33,13 @@ def inspect(path: str, *, prefer: Literal["sform", "qform"] | None = None) -> Ni
     """
     with open_stream(_sibling(path, ".img", ".hdr")) as stream:
         return read_header(path, stream, prefer)
+
+
+def as_read(header: NiftiHeader, *, max_voxels: int, volume: int | None, channels: int) -> NiftiHeader:
+    """A header with the number of volumes that `read` takes. Raises E-NII-4D and E-LIMIT-VOXELS as it does."""
+    _, count = _choose_volumes(header, volume, channels)
+    _check_voxels(header, max_voxels)
+    return replace(header, channels=count)
 
 
 def parts(path: str) -> list[str]:

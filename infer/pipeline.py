@@ -9,7 +9,6 @@ import time
 from collections.abc import Collection, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from math import prod
 from threading import Event
 
 from .artifact import Artifact
@@ -145,8 +144,7 @@ def _refuse_too_large(
         return
     try:
         header = inspect(job, reading, artifact.spec)
-        if prod(header.shape) <= reading.max_voxels:
-            plan_header(header, artifact, options, at_a_time=at_a_time)
+        plan_header(header, artifact, options, at_a_time=at_a_time)
     except SegError as error:
         if error.code == "E-LIMIT-MEMORY":
             raise

@@ -64,10 +64,11 @@ def inspect(job: Job, options: ReadOptions, spec: ModelSpec) -> NiftiHeader:
         from .dicom.read import inspect as inspect_series
 
         with _folder_of(job) as path:
-            header = inspect_series(path, _dicom(job, options), spec=spec)
+            header = inspect_series(path, _dicom(job, options), spec=spec, max_voxels=options.max_voxels)
         return replace(header, path=job.scan)
     header = nifti.inspect(job.scan, prefer=options.prefer)
-    return header if options.volume is None else replace(header, channels=1)
+    channels = len(spec.channels)
+    return nifti.as_read(header, max_voxels=options.max_voxels, volume=options.volume, channels=channels)
 
 
 def _folder_of(job: Job) -> AbstractContextManager[str]:

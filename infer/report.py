@@ -95,7 +95,7 @@ def _row(result: Result) -> dict[str, Any]:
     def digest(state: FileState | None) -> str | None:
         return state.sha256 if state is not None else None
 
-    done = result.error is None
+    done = result.status in ("done", "skipped")
     return {
         "scan": portable(result.job.scan),
         "mask": portable(result.job.mask) if done else None,

@@ -23,6 +23,7 @@ class Result:
     scan, mask : file states, where hashes were asked for.
     plan : how the scan was cut into windows, and what that was estimated to cost.
     skipped : the mask was there, proved by the manifest.
+    planned : nothing was made, in a dry run.
     series : of a DICOM scan, what may be told of its series.
     """
 
@@ -37,13 +38,16 @@ class Result:
     scan: FileState | None = None
     mask: FileState | None = None
     skipped: bool = False
+    planned: bool = False
     plan: dict[str, Any] | None = None
     series: dict[str, Any] | None = None
 
     @property
-    def status(self) -> Literal["done", "skipped", "failed"]:
+    def status(self) -> Literal["done", "skipped", "planned", "failed"]:
         """In one word."""
-        return "failed" if self.error is not None else "skipped" if self.skipped else "done"
+        if self.error is not None:
+            return "failed"
+        return "skipped" if self.skipped else "planned" if self.planned else "done"
 
     def fail(self, error: BaseException) -> "Result":
         """Keep what is to be said about an error, and not the error itself, whose frames hold whole scans."""

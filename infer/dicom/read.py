@@ -100,11 +100,14 @@ def read(
         return Scan(header, volume, series, chosen.tilt.restore if chosen.tilt is not None else None)
 
 
-def inspect(path: str, options: DicomOptions = DicomOptions(), *, spec: ModelSpec | None = None) -> NiftiHeader:
-    """Shape, affine and type of one series, from its headers alone. Raises SegError as `read`."""
+def inspect(
+    path: str, options: DicomOptions = DicomOptions(), *, spec: ModelSpec | None = None, max_voxels: int = 2_000_000_000
+) -> NiftiHeader:
+    """Shape, affine and type of one series, from its headers alone. Parameters and errors as of `read`."""
     with _chosen(path, options, spec) as chosen:
         frames = chosen.placement.frames
         dtypes = {layout.dtype for layout in layouts_of(frames).values()}
+        _check_voxels(path, chosen.shape, max_voxels)
         plain = len({(frame.slope, frame.intercept) for frame in frames}) == 1 and len(dtypes) == 1
         dtype = dtypes.pop() if plain and chosen.tilt is None else np.dtype(np.float32)
         shape = chosen.shape if chosen.tilt is None else chosen.tilt.shape

@@ -231,6 +231,46 @@ def test_odd_numbers_are_usage_errors(words: list[str]) -> None:
     assert run("scan.nii.gz", "-o", "m.nii.gz", *words) == 2
 
 
+def test_dry_run_reports_every_scan(write_scan: Write, threshold_model: Model, tmp_path: Path) -> None:
+    write_scan("scans/a.nii.gz", boxes())
+    (tmp_path / "scans" / "b.nii.gz").write_bytes(b"")
+    write_scan("scans/c.nii.gz", boxes()[:9])
+    report = tmp_path / "r.json"
+    words = [str(tmp_path / "scans"), "-o", str(tmp_path / "out"), "-m", threshold_model(), "--dry-run"]
+    assert run(*words, "--report", str(report)) == 40
+    rows = json.loads(report.read_text())["scans"]
+    assert [row["status"] for row in rows] == ["planned", "failed", "planned"]
+    assert [row["mask"] for row in rows] == [None] * 3
+    assert [row["plan"] and row["plan"]["scan_voxels"] for row in rows] == [[20, 15, 9], None, [9, 15, 9]]
+    assert rows[0]["shape"] == [20, 15, 9]
+    assert rows[0]["spacing_mm"] == pytest.approx([0.8, 1.1, 2.5])
+    assert rows[1]["error"]["code"] == "E-NII-NOTNIFTI"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "status"),
+    [
+        (["--volume", "7"], "E-NII-4D", 12),
+        ([], "E-NII-4D", 12),
+        (["--volume", "1", "--max-voxels", "10"], "E-LIMIT-VOXELS", 13),
+        (["--volume", "1"], "", 0),
+    ],
+)
+def test_dry_run_agrees_with_the_run(
+    write_scan: Write,
+    threshold_model: Model,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    code: str,
+    status: int,
+) -> None:
+    scan = write_scan("scan.nii.gz", np.stack([boxes()] * 3, axis=3))
+    for dry in (["--dry-run"], []):
+        assert run(scan, "-o", str(tmp_path / "m.nii.gz"), "-m", threshold_model(), "-q", *words, *dry) == status
+        assert code in capsys.readouterr().err
+
+
 def test_dry_run_of_a_folder_makes_none(write_scan: Write, threshold_model: Model, tmp_path: Path) -> None:
     write_scan("scans/a.nii.gz", boxes())
     words = [str(tmp_path / "scans"), "-o", str(tmp_path / "out"), "-m", threshold_model(), "--dry-run"]

@@ -83,6 +83,9 @@ def test_a_dry_run_plans_from_headers(scan: str, threshold_model: Model, capsys:
     assert run(scan, "-o", "nowhere", "-m", threshold_model(), "--dry-run") == 0
     assert "scan 20 x 15 x 9" in capsys.readouterr().out
     assert not Path("nowhere").exists()
+    for dry in (["--dry-run"], []):
+        assert run(scan, "-o", "nowhere.nii", "-m", threshold_model(), "--max-voxels", "10", *dry) == 13
+        assert "E-LIMIT-VOXELS" in capsys.readouterr().err
 
 
 def test_a_batch_of_both_kinds(tmp_path: Path, write_scan: Write, threshold_model: Model) -> None:
