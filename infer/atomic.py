@@ -6,6 +6,7 @@ another host, or in another container, stays until that host writes the same tar
 """
 
 import errno
+import filecmp
 import hashlib
 import os
 import platform
@@ -14,9 +15,11 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from .errors import Exit, SegError
+
+Overwrite = bool | Literal["equal"]  # "equal": a file of the same bytes alone is replaced
 
 _FULL = {
     errno.ENOSPC: "free some disk space",
@@ -28,7 +31,7 @@ _FOLDER_SYNC_UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPE
 
 
 @contextmanager
-def atomic_file(path: str, *, overwrite: bool = False) -> Iterator[BinaryIO]:
+def atomic_file(path: str, *, overwrite: Overwrite = False) -> Iterator[BinaryIO]:
     """Open `path` for writing; it appears, complete and on disk, when the block ends without an exception.
 
     Any exception, also KeyboardInterrupt, removes the temporary file and leaves an existing target untouched. An
@@ -39,7 +42,7 @@ def atomic_file(path: str, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     Parameters
     ----------
     path : target file as the user typed it; its folder must exist.
-    overwrite : replace an existing file or link.
+    overwrite : replace an existing file or link; "equal" refuses one of other bytes.
 
     Yields
     ------
@@ -68,6 +71,9 @@ def atomic_file(path: str, *, overwrite: bool = False) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         refuse_existing(path, overwrite)  # it may have appeared while we wrote
+        if overwrite == "equal" and os.path.lexists(path) and not _equal(temp, path):
+            found, fix = "is there, and is not what this run writes", "move it away, or use --overwrite"
+            raise SegError("E-OUT-EXISTS", Exit.OUTPUT, path, found, fix)
         replaces = os.path.lexists(path)
         os.replace(temp, path)
     except BaseException as error:
@@ -86,6 +92,12 @@ def atomic_file(path: str, *, overwrite: bool = False) -> Iterator[BinaryIO]:
         raise output_error(path, error) from error
 
 
+def _equal(temp: str, path: str) -> bool:
+    with suppress(OSError):  # a link to nothing, a file that cannot be read
+        return filecmp.cmp(temp, path, shallow=False)
+    return False
+
+
 def atomic_text(path: str, text: str, *, overwrite: bool = True) -> None:
     """Write `text` as UTF-8 through `atomic_file`. Raises what it raises."""
     data = text.encode("utf-8", "backslashreplace")
@@ -93,7 +105,7 @@ def atomic_text(path: str, text: str, *, overwrite: bool = True) -> None:
         file.write(data)
 
 
-def refuse_existing(path: str, overwrite: bool) -> None:
+def refuse_existing(path: str, overwrite: Overwrite) -> None:
     """Raise unless `path` is free, or may be replaced.
 
     Raises

@@ -214,17 +214,21 @@ def _settled(
     """Mask path -> result of the jobs that are done, or whose mask somebody changed: that is not made again.
 
     `unknown` receives the masks that stand there without a record: a stop between mask and record leaves one, so does
-    somebody else's work. They are made again, and kept if the bytes differ.
+    somebody else's work. They are made again, and kept if the bytes differ. So are pictures and probabilities, which a
+    stop leaves before the mask.
     """
     assert manifest is not None
     found: dict[str, Result] = {}
     for job in batch.jobs:
         entry = manifest.finished(job)
+        sides = [previews[job.mask]] if job.mask in previews else []
+        sides += [job.probabilities] if request.computing.probabilities else []
+        if isinstance(entry, Finished) and all(map(os.path.isfile, sides)):
+            found[job.mask] = Result(job, statistics=entry.statistics, scan=entry.scan, mask=entry.mask, skipped=True)
+            continue
+        if not request.overwrite:
+            unknown.update(side for side in sides if not manifest.wrote(job, side))
         if isinstance(entry, Finished):
-            if _sides_are_there(job, previews, request.computing.probabilities):
-                found[job.mask] = Result(
-                    job, statistics=entry.statistics, scan=entry.scan, mask=entry.mask, skipped=True
-                )
             continue
         if request.overwrite or entry.file == "ours":
             if os.path.lexists(job.mask) and not request.quiet:
@@ -235,11 +239,6 @@ def _settled(
         else:
             unknown.add(job.mask)
     return found
-
-
-def _sides_are_there(job: Job, previews: dict[str, str], probabilities: bool) -> bool:
-    wanted = [previews[job.mask]] if job.mask in previews else []
-    return all(map(os.path.isfile, [*wanted, job.probabilities] if probabilities else wanted))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from . import __version__
@@ -75,6 +75,7 @@ class Finished:
     scan, mask : states of the two files.
     making : model and options, ready for JSON.
     statistics : of the mask.
+    sides : digests of its pictures and files of probabilities, those of earlier lines as well.
     """
 
     path: str
@@ -82,6 +83,7 @@ class Finished:
     mask: FileState
     making: dict[str, Any]
     statistics: dict[str, Any]
+    sides: frozenset[str] = frozenset()
 
 
 def portable(path: str) -> str:
@@ -164,6 +166,16 @@ class Manifest:
             return Unfinished("was made from a scan that has changed", "ours")
         return entry
 
+    def wrote(self, job: Job, side: str) -> bool:
+        """Whether a picture or file of probabilities is one that was recorded with the mask, now or earlier."""
+        entry = self._entries.get(portable(os.path.basename(job.mask)))
+        if entry is None or not entry.sides:
+            return False
+        try:
+            return FileState.of([side]).sha256 in entry.sides
+        except (OSError, ValueError):
+            return False
+
     def _same_scan(self, entry: Finished, job: Job) -> bool:
         try:
             return self._same(entry.scan, parts(job), trust_stamp=entry.path == portable(job.scan))
@@ -180,8 +192,8 @@ class Manifest:
         except (OSError, ValueError):
             return False
 
-    def add(self, job: Job, scan: FileState, statistics: Mapping[str, Any]) -> FileState:
-        """Record a mask that was just written; returns its state.
+    def add(self, job: Job, scan: FileState, statistics: Mapping[str, Any], sides: Sequence[str] = ()) -> FileState:
+        """Record a mask that was just written, and the files made with it; returns the mask's state.
 
         Raises
         ------
@@ -196,6 +208,7 @@ class Manifest:
                 "mask": {"name": portable(os.path.basename(job.mask)), **vars(mask)},
                 **self._making,
                 "statistics": dict(statistics),
+                "sides": [FileState.of([side]).sha256 for side in sides],
             }
             self._append(json.dumps(line).encode() + b"\n")  # pure ASCII: any file name is escaped
         except OSError as error:
@@ -229,7 +242,9 @@ class Manifest:
         entries: dict[str, Finished] = {}
         for line in lines:
             if (parsed := _parse(line)) is not None:
-                entries[parsed[0]] = parsed[1]
+                name, entry = parsed
+                earlier = entries[name].sides if name in entries else frozenset()
+                entries[name] = replace(entry, sides=entry.sides | earlier)
         return entries
 
 
@@ -242,6 +257,7 @@ def _parse(line: bytes) -> tuple[str, Finished] | None:
         scan, mask = dict(raw["scan"]), dict(raw["mask"])
         path, name = str(scan.pop("path")), str(mask.pop("name"))
         making = {"model": dict(raw["model"]), "options": dict(raw["options"])}
-        return name, Finished(path, FileState(**scan), FileState(**mask), making, dict(raw["statistics"]))
+        sides = frozenset(map(str, raw.get("sides", ())))
+        return name, Finished(path, FileState(**scan), FileState(**mask), making, dict(raw["statistics"]), sides)
     except (ValueError, TypeError, KeyError, RecursionError):
         return None

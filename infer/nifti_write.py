@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .atomic import atomic_file, refuse_existing
+from .atomic import Overwrite, atomic_file, refuse_existing
 from .errors import Exit, SegError
 from .nifti_header import NiftiHeader
 
@@ -49,12 +49,13 @@ def mask_sha256(path: str, mask: NDArray[np.generic], like: NiftiHeader) -> str:
     return digest.hexdigest()
 
 
-def write_probabilities(path: str, maps: NDArray[np.uint8], like: NiftiHeader, *, overwrite: bool = False) -> None:
+def write_probabilities(path: str, maps: NDArray[np.uint8], like: NiftiHeader, *, overwrite: Overwrite = False) -> None:
     """Write the probability of each class but the background as a 4D file; stored bytes are 255 * p (scl_slope 1/255).
 
     Parameters
     ----------
     maps : (X, Y, Z, K - 1) uint8 in the scan's own axis order.
+    overwrite : as of `atomic_file`.
 
     Raises
     ------
@@ -67,7 +68,9 @@ def write_probabilities(path: str, maps: NDArray[np.uint8], like: NiftiHeader, *
     _write(path, header, [maps[..., k] for k in range(maps.shape[3])], like, overwrite)
 
 
-def _write(path: str, header: Any, volumes: Sequence[NDArray[np.generic]], like: NiftiHeader, overwrite: bool) -> None:
+def _write(
+    path: str, header: Any, volumes: Sequence[NDArray[np.generic]], like: NiftiHeader, overwrite: Overwrite
+) -> None:
     suffix_of(path)
     with atomic_file(path, overwrite=overwrite) as file:
         file.writelines(_stored(path, header, volumes, like))

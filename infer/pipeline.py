@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from threading import Event
 
 from .artifact import Artifact
+from .atomic import Overwrite
 from .backends import Backend
 from .compute import Computed, ComputeOptions, compute, plan_header
 from .dicomweb.address import is_address
@@ -37,7 +38,7 @@ class Extras:
     statistics : volumes per class.
     previews : mask path -> path of its picture.
     overwrite : replace existing masks.
-    unknown : masks that stand there and may only be replaced by the same bytes.
+    unknown : masks, pictures and files of probabilities that may only be replaced by the same bytes.
     hashes : digests of scans and masks.
     manifest : record of finished masks; implies hashes and statistics.
     form : of the masks.
@@ -50,6 +51,10 @@ class Extras:
     hashes: bool = False
     manifest: Manifest | None = None
     form: Form = "nifti"
+
+    def may_replace(self, side: str) -> Overwrite:
+        """What may be done to a file that has the name of a picture or of probabilities."""
+        return "equal" if side in self.unknown else self.overwrite
 
 
 @dataclass(frozen=True)
@@ -230,15 +235,19 @@ def _outputs(
     if (picture := extras.previews.get(job.mask)) is not None:
         from .preview import preview_png
 
-        preview_png(scan.volume, mask, spec.labels, picture, label_values=spec.label_values)
+        may = extras.may_replace(picture)
+        preview_png(scan.volume, mask, spec.labels, picture, label_values=spec.label_values, overwrite=may)
     if stopping.is_set():
         return  # nobody waits for this result
     if done.probabilities is not None:
-        write_probabilities(job.probabilities, done.probabilities, scan.header, overwrite=extras.overwrite)
+        may = extras.may_replace(job.probabilities)
+        write_probabilities(job.probabilities, done.probabilities, scan.header, overwrite=may)
     if job.mask not in extras.unknown:
         write_mask(job.mask, mask, scan, artifact, extras.form, overwrite=extras.overwrite)
     result.notes += about_codes(artifact, extras.form)
     if extras.manifest is not None and result.scan is not None:
-        result.mask = extras.manifest.add(job, result.scan, result.statistics or {})
+        sides = [picture] if picture is not None else []
+        sides += [job.probabilities] if done.probabilities is not None else []
+        result.mask = extras.manifest.add(job, result.scan, result.statistics or {}, sides)
     elif extras.hashes and not is_address(job.mask):
         result.mask = FileState.of([job.mask])

@@ -22,6 +22,8 @@ from .volume import Reorientation, Volume
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
 
+    from .atomic import Overwrite
+
 HEIGHT = 360  # px of each plane
 WIDEST = 1080  # px; a thin slab gets less height instead of an endless picture
 NARROWEST = 120
@@ -60,7 +62,7 @@ def preview_png(
     path: str,
     *,
     label_values: Sequence[int] | None = None,
-    overwrite: bool = True,
+    overwrite: "Overwrite" = True,
 ) -> None:
     """Write a picture of the three planes through the mask's centre of mass, or the scan's centre if it is empty.
 
@@ -71,7 +73,7 @@ def preview_png(
     labels : class names, the background first.
     path : file to write, complete or not at all.
     label_values : mask value of each name; 0, 1, 2, ... if not given.
-    overwrite : replace an existing file.
+    overwrite : as of `atomic_file`.
 
     Raises
     ------

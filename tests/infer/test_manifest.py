@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -255,6 +256,41 @@ def test_continue_makes_no_side_outputs_of_somebodys_mask(folder: Folder, tmp_pa
     assert (tmp_path / "theirs.json").read_text() == "{}"
 
 
+@pytest.mark.parametrize("side", ["picture", "probabilities"])
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_continue_never_replaces_somebodys_side_outputs(folder: Folder, tmp_path: Path, side: str, kind: str) -> None:
+    """Where there is no mask, nor a record of one; --overwrite replaces them."""
+    folder.out.mkdir()
+    (tmp_path / "png").mkdir()
+    theirs = folder.out / "a_probabilities.nii.gz" if side == "probabilities" else tmp_path / "png" / "a.png"
+    theirs.write_bytes(b"mine") if kind == "file" else theirs.symlink_to(tmp_path / "content that is not here")
+    sides = ["--preview", str(tmp_path / "png"), "--save-probabilities"]
+    assert folder("--continue", *sides) == {"a": "failed", "b": "done", "c": "done"}
+    error = json.loads((folder.place / "report.json").read_text())["scans"][0]["error"]
+    assert (error["code"], error["path"]) == ("E-OUT-EXISTS", str(theirs))
+    assert theirs.read_bytes() == b"mine" if kind == "file" else theirs.is_symlink()
+    assert not (folder.out / "a.nii.gz").exists()
+    assert folder("--continue", "--overwrite", *sides) == {"a": "done", "b": "skipped", "c": "skipped"}
+    assert theirs.read_bytes()[:2] in (b"\x1f\x8b", b"\x89P")
+
+
+def test_continue_knows_its_own_side_outputs(folder: Folder, tmp_path: Path) -> None:
+    """By the record, where options changed or a mask was taken away; also after a run that made none."""
+    sides = ["--preview", str(tmp_path / "png"), "--save-probabilities"]
+    assert folder(*sides) == dict.fromkeys("abc", "done")
+    (folder.out / "a.nii.gz").unlink()
+    (folder.out / "b_probabilities.nii.gz").unlink()
+    assert folder("--continue", *sides) == {"a": "done", "b": "done", "c": "skipped"}
+    (tmp_path / "scans" / "c.nii.gz").unlink()
+    folder.scans["c"] = str(shutil.copy(folder.scans["a"], tmp_path / "scans" / "c.nii.gz"))
+    assert folder("--continue", "--window", "8,8,8") == dict.fromkeys("abc", "done")
+    assert folder("--continue", "--window", "9,9,9", *sides) == dict.fromkeys("abc", "done")
+    (folder.out / "c.nii.gz").unlink()
+    (folder.out / "c_probabilities.nii.gz").write_bytes(b"mine")
+    assert folder("--continue", "--window", "9,9,9", *sides) == {"a": "skipped", "b": "skipped", "c": "failed"}
+    assert (folder.out / "c_probabilities.nii.gz").read_bytes() == b"mine"
+
+
 def test_continue_with_side_outputs(folder: Folder, tmp_path: Path) -> None:
     """Statistics of skipped scans are those recorded; a missing picture makes its scan be done again."""
     assert folder() == dict.fromkeys("abc", "done")
@@ -291,6 +327,23 @@ def torn(self, line):
     append(self, line)
 nifti_write._content, manifest.Manifest._append = mask_bytes, torn
 """
+
+
+def test_killed_after_the_side_outputs(tmp_path: Path, write_scan: Write, threshold_model: Model) -> None:
+    """Picture and probabilities of a mask that was not written are this run's: --continue goes on."""
+    for name in "abc":
+        write_scan(f"scans/{name}.nii.gz", boxes())
+    out, pictures = tmp_path / "out", tmp_path / "png"
+    words = [str(tmp_path / "scans"), "-o", str(out), "-m", threshold_model(), "--save-probabilities"]
+    words += ["--preview", str(pictures)]
+    assert infer("mask", *words, program=KILL.replace(", 3\n", ", 4\n")).returncode == -signal.SIGKILL
+    assert (out / "b_probabilities.nii.gz").exists()
+    assert (pictures / "b.png").exists()
+    assert not (out / "b.nii.gz").exists()
+    done = infer(*words, "--continue")
+    assert done.returncode == 0, done.stderr
+    assert len(list(out.glob("?.nii.gz"))) == len(list(pictures.glob("*.png"))) == 3
+    np.testing.assert_array_equal(voxels(out / "b.nii.gz"), boxes() > 0)
 
 
 @pytest.mark.parametrize("moment", ["mask", "record", "line"])
