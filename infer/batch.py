@@ -14,10 +14,10 @@ from .console import say
 from .display import Display
 from .errors import Exit, SegError, printable
 from .jobs import Batch, Form, Job, plan_jobs
-from .manifest import Finished, Manifest
+from .manifest import Finished, Manifest, Unfinished, tiling_of
 from .outputs import plan_previews, plan_sides
 from .pipeline import Extras, process
-from .plan import PROTOCOLS, TilingOptions
+from .plan import PROTOCOLS, Plan, TilingOptions
 from .reading import ReadOptions, inspect
 from .report import Report, write_statistics
 from .result import Result
@@ -57,8 +57,8 @@ class Request:
             if not reading[name]:
                 del reading[name]
         computing = asdict(self.computing) | {"largest_component": largest_component(spec, self.computing)}
-        for name in ("threads", "max_memory"):  # they change the last bits of sums at most
-            del computing[name]
+        del computing["threads"]  # their number changes the last bits of sums at most
+        del computing["max_memory"]  # it decides the windows, which records have for themselves
         forms = {} if form == "nifti" else {"form": form}  # all DICOM forms have the same name
         return {"engine": engine, **computing, **reading, **forms}
 
@@ -111,7 +111,9 @@ def _run(request: Request, report: Report) -> int:
     options = request.mask_options(engine_for(artifact.path, request.device), artifact.spec, batch.form)
     manifest = Manifest(batch.folder, artifact.spec, options) if batch.folder is not None else None
     unknown: set[str] = set()
-    results = report.results = _settled(batch, manifest, previews, request, unknown) if request.resume else {}
+    results = report.results = {}
+    if manifest is not None and request.resume:
+        results.update(_settled(batch, artifact, manifest, previews, request, unknown))
     todo = [job for job in batch.jobs if job.mask not in results]
     extras = Extras(
         statistics=request.statistics is not None,
@@ -125,8 +127,10 @@ def _run(request: Request, report: Report) -> int:
     with Display(len(batch.jobs), list(results.values()), request.quiet, request.debug) as display:
         if todo:
             with (
-                _loading(artifact, request, todo) as backend,
-                closing(process(todo, artifact, backend, request.computing, extras, request.reading)) as done,
+                _loading(artifact, request, todo, batch.at_a_time) as backend,
+                closing(
+                    process(todo, artifact, backend, request.computing, extras, request.reading, batch.at_a_time)
+                ) as done,
             ):
                 for result in done:
                     results[result.job.mask] = result
@@ -177,7 +181,7 @@ def _dry_run(batch: Batch, artifact: Artifact, request: Request, report: Report)
         result = report.results[job.mask] = Result(job, planned=True)
         try:
             header = inspect(job, request.reading, artifact.spec)
-            plan = plan_header(header, artifact, request.computing, at_a_time=min(3, len(batch.jobs)))
+            plan = plan_header(header, artifact, request.computing, at_a_time=batch.at_a_time)
             result.plan, result.notes = plan.as_dict(), header.notes
             result.shape, result.spacing = header.shape, tuple(map(float, spacing_of(header.affine)))
             print(f"{printable(job.scan)}: {plan.describe()}")
@@ -209,7 +213,12 @@ def _plan(request: Request) -> Batch:
 
 
 def _settled(
-    batch: Batch, manifest: Manifest | None, previews: dict[str, str], request: Request, unknown: set[str]
+    batch: Batch,
+    artifact: Artifact,
+    manifest: Manifest,
+    previews: dict[str, str],
+    request: Request,
+    unknown: set[str],
 ) -> dict[str, Result]:
     """Mask path -> result of the jobs that are done, or whose mask somebody changed: that is not made again.
 
@@ -217,14 +226,16 @@ def _settled(
     somebody else's work. They are made again, and kept if the bytes differ. So are pictures and probabilities, which a
     stop leaves before the mask.
     """
-    assert manifest is not None
     found: dict[str, Result] = {}
     for job in batch.jobs:
         entry = manifest.finished(job)
+        if isinstance(entry, Finished) and _other_windows(entry, job, artifact, request, batch.at_a_time):
+            entry = Unfinished("was made with other windows, which --max-memory decides", "ours")
         sides = [previews[job.mask]] if job.mask in previews else []
         sides += [job.probabilities] if request.computing.probabilities else []
         if isinstance(entry, Finished) and all(map(os.path.isfile, sides)):
-            found[job.mask] = Result(job, statistics=entry.statistics, scan=entry.scan, mask=entry.mask, skipped=True)
+            done = found[job.mask] = Result(job, statistics=entry.statistics, skipped=True)
+            done.scan, done.mask, done.plan = entry.scan, entry.mask, entry.tiling
             continue
         if not request.overwrite:
             unknown.update(side for side in sides if not manifest.wrote(job, side))
@@ -241,13 +252,25 @@ def _settled(
     return found
 
 
+def _other_windows(entry: Finished, job: Job, artifact: Artifact, request: Request, at_a_time: int) -> bool:
+    """Whether a mask was made with other windows than a bound that the user gives makes now.
+
+    What is free differs from call to call: without a bound the windows of then are as good as those of now.
+    """
+    if request.computing.max_memory is None:
+        return False
+    plan = _expected_plan(job, artifact, request, at_a_time)
+    return plan is None or entry.tiling != tiling_of(plan)
+
+
 @contextmanager
-def _loading(artifact: Artifact, request: Request, todo: list[Job]) -> Iterator["Future[Backend]"]:
+def _loading(artifact: Artifact, request: Request, todo: list[Job], at_a_time: int) -> Iterator["Future[Backend]"]:
     """The network, loading in a thread of its own; after an exception nobody waits for it."""
     pool = ThreadPoolExecutor(1, "load")
     shape = None
     if len(todo) == 1 and not todo[0].dicom:  # whose headers take as long as they save
-        shape = _expected_shape(todo[0], artifact, request)
+        plan = _expected_plan(todo[0], artifact, request, at_a_time)
+        shape = None if plan is None else (1, len(artifact.spec.channels), *plan.tiling.window)
     try:
         yield pool.submit(load_network, artifact, request.device, request.computing, shape)
     except BaseException:
@@ -256,13 +279,13 @@ def _loading(artifact: Artifact, request: Request, todo: list[Job]) -> Iterator[
     pool.shutdown()
 
 
-def _expected_shape(job: Job, artifact: Artifact, request: Request) -> tuple[int, ...] | None:
-    """(1, C, X, Y, Z) of the windows of a scan; None where reading it will say what is wrong."""
+def _expected_plan(job: Job, artifact: Artifact, request: Request, at_a_time: int) -> Plan | None:
+    """The plan of a scan; None where reading it will say what is wrong."""
     try:
-        plan = plan_header(inspect(job, request.reading, artifact.spec), artifact, request.computing)
+        header = inspect(job, request.reading, artifact.spec)
+        return plan_header(header, artifact, request.computing, at_a_time=at_a_time)
     except SegError:
         return None
-    return 1, len(artifact.spec.channels), *plan.tiling.window
 
 
 def _status(results: list[Result]) -> int:

@@ -64,6 +64,14 @@ class Batch:
     folder: str | None
     form: Form = "nifti"
 
+    @property
+    def at_a_time(self) -> int:
+        """Scans in memory together: one is computed, the next being read, the last one's mask written.
+
+        The same when the batch is continued, because room for them decides the windows.
+        """
+        return min(3, len(self.jobs))
+
 
 def plan_jobs(
     words: Sequence[str],

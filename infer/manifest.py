@@ -17,6 +17,7 @@ from . import __version__
 from .atomic import output_error
 from .errors import Exit, SegError
 from .jobs import Job
+from .plan import Plan
 from .reading import parts
 from .spec import ModelSpec
 
@@ -76,6 +77,7 @@ class Finished:
     making : model and options, ready for JSON.
     statistics : of the mask.
     sides : digests of its pictures and files of probabilities, those of earlier lines as well.
+    tiling : the windows, as `tiling_of` a plan.
     """
 
     path: str
@@ -84,6 +86,7 @@ class Finished:
     making: dict[str, Any]
     statistics: dict[str, Any]
     sides: frozenset[str] = frozenset()
+    tiling: dict[str, Any] | None = None
 
 
 def portable(path: str) -> str:
@@ -124,6 +127,11 @@ def model_identity(spec: ModelSpec) -> dict[str, str]:
     """Name and digests of a model: the weights, and everything else about it."""
     digest = hashlib.sha256(spec.to_json().encode()).hexdigest()
     return {"name": spec.name, "graph_sha256": spec.graph_sha256, "spec_sha256": digest}
+
+
+def tiling_of(plan: Plan) -> dict[str, Any]:
+    """What of a plan decides a mask, besides the options: memory cuts a scan into more windows or fewer."""
+    return {key: value for key, value in plan.as_dict().items() if key in ("network_voxels", "window", "windows")}
 
 
 class Manifest:
@@ -192,7 +200,15 @@ class Manifest:
         except (OSError, ValueError):
             return False
 
-    def add(self, job: Job, scan: FileState, statistics: Mapping[str, Any], sides: Sequence[str] = ()) -> FileState:
+    def add(
+        self,
+        job: Job,
+        scan: FileState,
+        statistics: Mapping[str, Any],
+        *,
+        sides: Sequence[str] = (),
+        tiling: Mapping[str, Any] | None = None,
+    ) -> FileState:
         """Record a mask that was just written, and the files made with it; returns the mask's state.
 
         Raises
@@ -209,6 +225,7 @@ class Manifest:
                 **self._making,
                 "statistics": dict(statistics),
                 "sides": [FileState.of([side]).sha256 for side in sides],
+                "tiling": dict(tiling) if tiling is not None else None,
             }
             self._append(json.dumps(line).encode() + b"\n")  # pure ASCII: any file name is escaped
         except OSError as error:
@@ -258,6 +275,8 @@ def _parse(line: bytes) -> tuple[str, Finished] | None:
         path, name = str(scan.pop("path")), str(mask.pop("name"))
         making = {"model": dict(raw["model"]), "options": dict(raw["options"])}
         sides = frozenset(map(str, raw.get("sides", ())))
-        return name, Finished(path, FileState(**scan), FileState(**mask), making, dict(raw["statistics"]), sides)
+        tiling = dict(raw["tiling"]) if raw.get("tiling") is not None else None
+        states = FileState(**scan), FileState(**mask)
+        return name, Finished(path, *states, making, dict(raw["statistics"]), sides, tiling)
     except (ValueError, TypeError, KeyError, RecursionError):
         return None

@@ -18,7 +18,7 @@ from .compute import Computed, ComputeOptions, compute, plan_header
 from .dicomweb.address import is_address
 from .errors import SegError
 from .jobs import Form, Job
-from .manifest import FileState, Manifest, scan_state, stamp
+from .manifest import FileState, Manifest, scan_state, stamp, tiling_of
 from .masks import about_codes, keep_unless_equal, write_mask
 from .nifti_write import write_probabilities
 from .reading import ReadOptions, inspect, parts, read
@@ -91,6 +91,7 @@ def process(
     options: ComputeOptions,
     extras: Extras,
     reading: ReadOptions,
+    at_a_time: int = 3,
 ) -> Generator[Result, None, None]:
     """Segment every job; results come in order, each once its mask is on disk.
 
@@ -98,9 +99,9 @@ def process(
     ----------
     backend : the network, possibly still loading while the first scan is read. If it does not load, that error ends
         the iteration: no scan can do without it.
+    at_a_time : scans for which there must be room in memory together.
     """
     hashes = extras.hashes or extras.manifest is not None
-    at_a_time = min(3, len(jobs))  # the next one is being read, the last one's mask written
     with _Threads() as threads:
 
         def load(job: Job) -> _Loaded:
@@ -248,6 +249,8 @@ def _outputs(
     if extras.manifest is not None and result.scan is not None:
         sides = [picture] if picture is not None else []
         sides += [job.probabilities] if done.probabilities is not None else []
-        result.mask = extras.manifest.add(job, result.scan, result.statistics or {}, sides)
+        result.mask = extras.manifest.add(
+            job, result.scan, result.statistics or {}, sides=sides, tiling=tiling_of(done.plan)
+        )
     elif extras.hashes and not is_address(job.mask):
         result.mask = FileState.of([job.mask])

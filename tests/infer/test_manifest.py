@@ -302,6 +302,32 @@ def test_continue_with_side_outputs(folder: Folder, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "s.json").read_text()) == fresh
 
 
+def test_continue_minds_the_windows_of_a_memory_bound(
+    tmp_path: Path, write_scan: Write, threshold_model: Model
+) -> None:
+    """Another bound makes again what it cuts otherwise, one scan as three; without a bound windows are as they were."""
+    for name in "abc":
+        write_scan(f"scans/{name}.nii", np.random.default_rng(0).integers(0, 2, (120, 120, 120)).astype(np.uint8))
+    folder = Folder(tmp_path, lambda name, _: name, threshold_model(stride=(4, 4, 4), window=(16, 16, 16)))
+
+    def windows(*options: str) -> dict[str, tuple[str, int]]:
+        assert folder("--continue", *options)
+        rows = json.loads((tmp_path / "report.json").read_text())["scans"]
+        return {Path(row["scan"]).name[0]: (row["status"], row["plan"]["windows"]) for row in rows}
+
+    fresh = windows("--max-memory", "300M")
+    many = fresh["a"][1]
+    assert many > 1
+    assert fresh == dict.fromkeys("abc", ("done", many))
+    (folder.out / "b.nii.gz").unlink()
+    assert windows("--max-memory", "300M") == {"a": ("skipped", many), "b": ("done", many), "c": ("skipped", many)}
+    assert windows("--max-memory", "301M") == windows() == dict.fromkeys("abc", ("skipped", many))
+    assert windows("--max-memory", "8G") == dict.fromkeys("abc", ("done", 1))
+    assert windows() == dict.fromkeys("abc", ("skipped", 1))
+    line = json.loads((folder.out / NAME).read_bytes().splitlines()[-1])
+    assert line["tiling"] == {"network_voxels": [120, 120, 120], "window": [120, 120, 120], "windows": 1}
+
+
 def test_continue_needs_a_folder(folder: Folder, tmp_path: Path) -> None:
     single = [folder.scans["a"], "-o", str(tmp_path / "one.nii.gz"), "-m", folder.model]
     assert run(*single, "--continue") == 2
