@@ -202,6 +202,7 @@ def _plan(request: Request) -> Batch:
         form=request.form,
         series=request.reading.series,
     )
+    _refuse_dicom_options(batch.jobs, request.reading)
     if batch.form == "rtstruct":
         from .dicom.contours import require_contourpy
 
@@ -210,6 +211,15 @@ def _plan(request: Request) -> Batch:
         found, fix = "is no folder; --continue needs the record that a folder of masks has", "give a folder with -o"
         raise SegError("E-OUT-DIR", Exit.USAGE, request.output, found, fix)
     return batch
+
+
+def _refuse_dicom_options(jobs: list[Job], reading: ReadOptions) -> None:
+    """Options about DICOM would do nothing where no scan is: a scan that is not there may have been."""
+    given = {"--series": reading.series, "--time-point": reading.time_point, "--resample-tilt": reading.resample_tilt}
+    flags = [flag for flag, value in given.items() if value]
+    if flags and all(not job.dicom and os.path.isfile(job.scan) for job in jobs):
+        found, fix = f"is no DICOM series, which {flags[0]} is about", f"leave {' and '.join(flags)} out"
+        raise SegError("E-FORMAT", Exit.USAGE, jobs[0].scan, found, fix)
 
 
 def _settled(

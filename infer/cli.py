@@ -125,10 +125,10 @@ def seg_infer(
     version: version_option = False,
 ) -> None:  # fmt: skip
     """Segment 3D scans. Each mask lies on its scan's exact grid."""
-    if sum(x is not None for x in (overlap, step_size)) > 1 or (
-        protocol and any(x is not None for x in (window, overlap, step_size))
-    ):
-        raise typer.BadParameter("--overlap, --step-size and --protocol exclude each other")
+    tiled = {"--protocol": protocol, "--window": window, "--overlap": overlap, "--step-size": step_size}
+    given = [flag for flag, value in tiled.items() if value is not None]
+    if len(given) > 1 and given != ["--window", given[-1]]:
+        raise typer.BadParameter(f"{' and '.join(given if protocol else given[-2:])} exclude each other")
     tile, memory = _window(window), memory_size(max_memory)
     overlap = overlap if step_size is None else 1.0 - step_size
     words = [*(scans or ()), *(inputs or ())]

@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 
 from .dicomweb.address import is_address, parse_address
 from .errors import Exit, SegError
+from .nifti import parts
 
 SUFFIXES = (".nii.gz", ".nii")
 PAIR_SUFFIXES = (".hdr.gz", ".hdr")
+IMAGE_SUFFIXES = (".img.gz", ".img")  # of pairs: a folder's pairs are known by their headers
 DICOM_SUFFIXES = (".dcm", ".zip")
 MAX_LIST_BYTES = 1 << 26
 
@@ -30,11 +32,11 @@ class Source:
 
 
 def stem(path: str) -> str:
-    """Name of a file without .nii, .nii.gz, .hdr, .hdr.gz, .dcm or .zip, or of a folder."""
+    """Name of a file without .nii, .hdr or .img (all perhaps with .gz), .dcm or .zip, or of a folder."""
     name = os.path.basename(path) or os.path.basename(os.path.abspath(path))
     if name in (os.curdir, os.pardir):
         name = os.path.basename(os.path.abspath(path)) or "scan"
-    suffixes = SUFFIXES + PAIR_SUFFIXES + DICOM_SUFFIXES
+    suffixes = SUFFIXES + PAIR_SUFFIXES + IMAGE_SUFFIXES + DICOM_SUFFIXES
     return next((name[: -len(s)] for s in suffixes if name.lower().endswith(s)), name)
 
 
@@ -53,8 +55,14 @@ def expand(words: Sequence[str], lists: Sequence[str] = ()) -> list[Source]:
     found += [source for path in lists for source in read_list(path)]
     kept: dict[tuple[str, str | None], Source] = {}
     for source in found:
-        kept.setdefault((os.path.abspath(source.scan), source.name), source)
+        kept.setdefault((identity(source.scan), source.name), source)
     return list(kept.values())
+
+
+def identity(scan: str) -> str:
+    """A path by which a scan is known, whichever of its names was given: of a pair, its header's."""
+    path = os.path.abspath(scan)
+    return parts(path)[0] if path.lower().endswith(IMAGE_SUFFIXES) else path
 
 
 def _expand_word(word: str) -> Iterator[Source]:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from .dicomweb.address import is_address, parse_address
 from .errors import Exit, SegError
-from .inputs import SUFFIXES, Source, expand, stem
+from .inputs import SUFFIXES, Source, expand, identity, stem
 from .nifti_write import check_output
 from .outputs import make_folder
 
@@ -109,7 +109,8 @@ def plan_jobs(
     if is_address(output):
         return _plan_storing(sources, output, form, probabilities=probabilities, ask=make)
     files = [source.scan for source in sources]
-    one = not lists and len(files) == 1 and files == list(words)  # a folder or pattern may hold more tomorrow
+    one = not lists and len(files) == 1  # and named: a folder or pattern may hold more tomorrow
+    one = one and {identity(word) for word in words} == {identity(files[0])}
     _refuse_within(output, sources)
     named = output.lower().endswith((*SUFFIXES, ".dcm")) or not all(source.dicom for source in sources)
     if one and named and not os.path.isdir(output) and not output.endswith(os.sep):
@@ -178,7 +179,13 @@ def _refuse_twice(outputs: Sequence[str]) -> None:
 def _mask_name(source: Source, form: Form) -> str:
     if form == "nifti":
         return source.name or _scan_name(source.scan) + ".nii.gz"
-    return (stem(source.name) if source.name else _scan_name(source.scan)) + ".dcm"
+    return (_list_name(source.name) if source.name else _scan_name(source.scan)) + ".dcm"
+
+
+def _list_name(name: str) -> str:
+    """The mask name of a list without suffix: before the .nii.gz that reading the list adds, .dcm may stand."""
+    name = stem(name)
+    return stem(name) if name.lower().endswith(".dcm") else name
 
 
 def _scan_name(scan: str) -> str:
@@ -205,7 +212,7 @@ def _every_series(source: Source) -> list[Source]:
             found = scan(store).series
     except SegError:
         return [source]  # this scan's own error, the others go on
-    name = stem(source.name or source.scan)
+    name = _list_name(source.name) if source.name else stem(source.scan)
     return [replace(source, name=f"{name}_{n:03}.nii.gz", series=one.uid) for n, one in enumerate(found, 1)]
 
 

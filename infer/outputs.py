@@ -27,6 +27,9 @@ def plan_previews(target: str | None, jobs: "Sequence[Job]", overwrite: bool = F
             raise SegError("E-OUT-SUFFIX", Exit.USAGE, target, "a preview is a PNG", "end the name in .png")
         refuse_unwritable(target, overwrite)
         return {jobs[0].mask: target}
+    if target.lower().endswith(".png") and not os.path.isdir(target):
+        found, fix = f"one file cannot hold {len(jobs)} pictures", "give a folder with --preview"
+        raise SegError("E-OUT-SUFFIX", Exit.USAGE, target, found, fix)
     make_folder(target)
     pictures = {job.mask: os.path.join(target, job.name + ".png") for job in jobs}
     for picture, times in Counter(pictures.values()).items():

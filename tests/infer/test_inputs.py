@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import run
 
 from seg.infer.errors import SegError
 from seg.infer.inputs import Source, expand, stem
@@ -167,3 +168,58 @@ def test_side_outputs(place: Place) -> None:
 
 def test_stem() -> None:
     assert [stem(p) for p in ("a/b.nii.gz", "b.NII", "b.hdr", "b.c.nii", "b")] == ["b", "b", "b", "b.c", "b"]
+    assert [stem(p) for p in ("a/b.img", "b.img.gz", "b.IMG")] == ["b"] * 3
+
+
+def test_both_files_of_a_pair_are_one_scan(place: Place) -> None:
+    place("p.hdr", "p.img", "q.hdr.gz", "q.img.gz", "r.hdr", "r.img.gz")
+    assert scans("p.img", "p.hdr", "q.img.gz", "q.hdr.gz", "r.img.gz", "r.hdr") == ["p.img", "q.img.gz", "r.img.gz"]
+    assert [job.mask for job in plan_jobs(["p.img"], "out/", False).jobs] == ["out/p.nii.gz"]
+    assert plan_jobs(["p.img", "p.hdr"], "m.nii.gz", False).folder is None
+
+
+def test_a_scan_given_twice_is_one_named_file(place: Place) -> None:
+    place("a.nii", "d/b.nii")
+    batch = plan_jobs(["a.nii", "./a.nii"], "m.nii.gz", False)
+    assert (batch.folder, [job.mask for job in batch.jobs]) == (None, ["m.nii.gz"])
+    refused("E-OUT-SUFFIX", plan_jobs, ["d/b.nii", "d"], "m.nii.gz", False)
+
+
+def test_several_pictures_need_a_folder(place: Place) -> None:
+    place("d/a.nii", "d/b.nii")
+    jobs = plan_jobs(["d"], "out", False).jobs
+    assert refused("E-OUT-SUFFIX", plan_previews, "all.png", jobs).exit == 2
+    assert not os.path.exists("all.png")
+    os.makedirs("odd.png")
+    assert plan_previews("odd.png", jobs)["out/a.nii.gz"] == "odd.png/a.png"
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (["--series", "2"], "--series"),
+        (["--time-point", "1"], "--time-point"),
+        (["--resample-tilt"], "--resample-tilt"),
+    ],
+)
+def test_options_about_dicom_need_dicom(
+    place: Place, capsys: pytest.CaptureFixture[str], words: list[str], flag: str
+) -> None:
+    """A scan that is not there may have been one: it has its own error."""
+    place("a.nii")
+    assert run("a.nii", "-o", "m.nii.gz", *words) == 2
+    assert f"E-FORMAT: a.nii: is no DICOM series, which {flag} is about" in capsys.readouterr().err
+    assert run("absent", "-o", "m.nii.gz", *words) == 10
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--protocol crossmatch --window 8,8,8", "--protocol and --window exclude"),
+        ("--protocol crossmatch --step-size 0.5", "--protocol and --step-size exclude"),
+        ("--window 8,8,8 --overlap 0.5 --step-size 0.5", " --overlap and --step-size exclude"),
+    ],
+)
+def test_options_that_exclude_each_other_are_named(capsys: pytest.CaptureFixture[str], words: str, says: str) -> None:
+    assert run("a.nii", "-o", "m.nii.gz", *words.split()) == 2
+    assert says in " ".join(capsys.readouterr().err.replace("\u2502", " ").split())

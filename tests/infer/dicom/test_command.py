@@ -88,6 +88,17 @@ def test_a_dry_run_plans_from_headers(scan: str, threshold_model: Model, capsys:
         assert "E-LIMIT-VOXELS" in capsys.readouterr().err
 
 
+def test_a_list_may_name_dicom_masks(tmp_path: Path, threshold_model: Model) -> None:
+    for name in ("one", "two"):
+        write_series(tmp_path / name, boxes(), orientation=OBLIQUE)
+    (tmp_path / "list.txt").write_text(f"{tmp_path / 'one'}\tcase1.dcm\n{tmp_path / 'two'}\tcase2\n")
+    words = ["--from", str(tmp_path / "list.txt"), "-o", str(tmp_path / "out"), "-m", threshold_model(), "-q"]
+    assert run(*words, "--format", "seg") == 0
+    assert sorted(p.name for p in (tmp_path / "out").glob("case*")) == ["case1.dcm", "case2.dcm"]
+    assert run(*words, "--format", "seg", "--series", "all") == 0
+    assert (tmp_path / "out" / "case1_001.dcm").exists()
+
+
 def test_a_batch_of_both_kinds(tmp_path: Path, write_scan: Write, threshold_model: Model) -> None:
     """Folders of series, a zip file, a multi-frame file, NIfTI, and one bad series that stops nobody."""
     for name in ("one", "two"):
