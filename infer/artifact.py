@@ -173,13 +173,13 @@ def _parse(path: str, view: memoryview) -> Artifact:
     graph = hashlib.sha256()
     graphs = 0
     for field, value in _fields(view):
-        if field == GRAPH_FIELD:
-            graph.update(value)
-            graphs += 1
-        elif field == METADATA_FIELD:
-            pair = {number: bytes(text).decode() for number, text in _fields(value)}
-            metadata[pair.get(1, "")] = pair.get(2, "")
-        value.release()
+        with value:  # a file of which a view is left, if only in a traceback, cannot be closed
+            if field == GRAPH_FIELD:
+                graph.update(value)
+                graphs += 1
+            elif field == METADATA_FIELD:
+                pair = {number: bytes(text).decode() for number, text in _fields(memoryview(bytes(value)))}
+                metadata[pair.get(1, "")] = pair.get(2, "")
     if graphs != 1 or SPEC_KEY not in metadata:
         raise ValueError("no model spec inside" if graphs else "not an ONNX file")
     spec = ModelSpec.from_json(metadata[SPEC_KEY])
@@ -193,6 +193,8 @@ def _parse(path: str, view: memoryview) -> Artifact:
         )
     golden = Golden.from_text(metadata[GOLDEN_KEY]) if GOLDEN_KEY in metadata else None
     head = Head.from_text(metadata[HEAD_KEY]) if HEAD_KEY in metadata else None
+    if head is not None and len(head.bias) != len(spec.labels):
+        raise ValueError(f"linear head of {len(head.bias)} classes, the spec has {len(spec.labels)}")
     return Artifact(path, spec, golden, head)
 
 

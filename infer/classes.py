@@ -45,7 +45,7 @@ class Head:
         head, _, body = text.partition(";")
         k, f = (int(n) for n in head.split(","))
         values = np.frombuffer(base64.b85decode(body), "<f4")
-        if values.size != k * (f + 1) or not np.isfinite(values).all():
+        if min(k, f) < 1 or values.size != k * (f + 1) or not np.isfinite(values).all():
             raise ValueError(f"linear head of {k} classes and {f} features has {values.size} numbers")
         return cls(values[: k * f].reshape(k, f), values[k * f :])
 

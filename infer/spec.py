@@ -141,7 +141,9 @@ class ModelSpec:
             raise ValueError("model spec: " + "; ".join(problems))
 
     def _problems(self) -> Iterator[str]:
+        yield from self._kind_problems()
         yield from self._label_problems()
+        yield from self._number_problems()
         yield from self._grid_problems()
         if self.format != FORMAT:
             yield f"format {self.format}, this version reads {FORMAT}"
@@ -154,6 +156,32 @@ class ModelSpec:
         kept: Any = self.largest_component
         if not isinstance(kept, bool):
             yield f"largest_component must be true or false, found {kept!r}"
+
+    def _kind_problems(self) -> Iterator[str]:
+        """What is not text, or no object, though it is JSON."""
+        named: Any = (("name", [self.name]), ("labels", self.labels), ("channels", self.channels))
+        for name, texts in (*named, ("versions", [*self.versions, *self.versions.values()])):
+            if not all(isinstance(text, str) for text in texts):
+                yield f"{name} must be text, found {texts}"
+        for name in ("training", "validation", "quantisation"):
+            if not isinstance(self.card.get(name, {}), dict):
+                yield f"{name} in card must be an object, found {self.card[name]!r}"
+                return
+        if self.card.get("precision", "fp32") not in ("fp32", "bf16", "fp16", "int8"):
+            yield f"precision in card must be fp32, bf16, fp16 or int8, found {self.card['precision']!r}"
+        tolerance = self.card.get("quantisation", {}).get("golden_tolerance", 0.0)
+        if not isinstance(tolerance, float | int) or not 0 <= tolerance < math.inf:
+            yield f"golden_tolerance in card must be a number from 0, found {tolerance!r}"
+
+    def _number_problems(self) -> Iterator[str]:
+        for name, cost in (("macs", self.cost.macs), ("bytes", self.cost.bytes)):
+            if not isinstance(cost, float | int) or not 0 <= cost < math.inf:
+                yield f"cost.{name} must be a number from 0, found {cost!r}"
+        seen = self.intensity_range
+        if seen is not None and not (len(seen) == 2 and all(map(math.isfinite, seen)) and seen[0] <= seen[1]):
+            yield f"intensity_range must be two numbers, the lower first, found {seen}"
+        elif seen is not None and seen[0] == seen[1] and self.normalisation.kind == "fixed":
+            yield f"intensity_range of fixed normalisation has no width: {seen}"
         norm = self.normalisation
         numbers = [norm.mean, norm.std, *(v for v in (norm.lower, norm.upper) if v is not None)]
         if norm.kind not in ("zscore", "fixed") or not all(map(math.isfinite, numbers)) or norm.std <= 0:
@@ -172,7 +200,7 @@ class ModelSpec:
     def _grid_problems(self) -> Iterator[str]:
         if len(self.spacing) != 3 or any(s is not None and not (math.isfinite(s) and s > 0) for s in self.spacing):
             yield f"spacing must be three positive numbers or null, found {self.spacing}"
-        if self.dims not in (2, 3) or self.tiling not in ("free", "window"):
+        if not isinstance(self.dims, int) or self.dims not in (2, 3) or self.tiling not in ("free", "window"):
             yield f"dims must be 2 or 3 and tiling free or window, found {self.dims} and {self.tiling}"
         if self.extent is not None and not (len(self.extent) == 3 and all(0 < e < math.inf for e in self.extent)):
             yield f"extent must be three positive numbers, found {self.extent}"
@@ -196,10 +224,15 @@ class ModelSpec:
     @classmethod
     def from_json(cls, text: str | bytes) -> "ModelSpec":
         """Parse and validate. Raises ValueError naming the field."""
-        raw = json.loads(text)
-        if not isinstance(raw, dict):
-            raise ValueError(f"model spec must be a JSON object, found {type(raw).__name__}")
-        return cls.from_dict(raw)
+        try:
+            raw = json.loads(text)
+            if not isinstance(raw, dict):
+                raise ValueError(f"model spec must be a JSON object, found {type(raw).__name__}")
+            spec = cls.from_dict(raw)
+            spec.to_json()  # refuses infinity in the card, and nesting that others would stumble over
+        except RecursionError as error:
+            raise ValueError("model spec is nested too deeply") from error
+        return spec
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "ModelSpec":
@@ -214,8 +247,10 @@ class ModelSpec:
             tuples = ("labels", "channels", "spacing", "window", "stride", "label_values", "intensity_range", "extent")
             for name in tuples:
                 if raw.get(name) is not None:
+                    if not isinstance(raw[name], list | tuple):
+                        raise TypeError(f"{name} must be a list, found {raw[name]!r}")
                     raw[name] = tuple(raw[name])
             raw["codes"] = tuple(None if item is None else LabelCodes.from_dict(item) for item in raw.get("codes", ()))
             return cls(**raw)
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, KeyError, AttributeError, OverflowError) as error:
             raise ValueError(f"model spec: {error}") from error

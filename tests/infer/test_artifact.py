@@ -5,12 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from commands import run
 
 from seg.infer import artifact
-from seg.infer.artifact import Golden, load, resolve, shipped_models
+from seg.infer.artifact import HEAD_KEY, Golden, load, resolve, shipped_models
 from seg.infer.backends import open_backend
+from seg.infer.classes import Head
 from seg.infer.errors import Exit, SegError
+from seg.infer.spec import ModelSpec
 
 
 def test_spec_and_golden_travel_in_the_file(threshold_model: Callable[..., str]) -> None:
@@ -74,6 +78,54 @@ def test_a_changed_weight_is_refused(threshold_model: Callable[..., str]) -> Non
     path.write_bytes(content)
     with pytest.raises(SegError, match="E-MODEL-TAMPERED"):
         load(str(path))
+
+
+def test_a_byte_of_the_golden_pair(threshold_model: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    """One line and exit 20: what the traceback holds of the file must not stand in the way of closing it."""
+    path = Path(threshold_model())
+    content = bytearray(path.read_bytes())
+    content[content.index(b";", content.index(b"seg.golden")) + 20] ^= 0x80
+    path.write_bytes(content)
+    assert run("--selftest", str(path)) == 20
+    told = capsys.readouterr().err
+    assert told.startswith(f"seg-infer: error E-MODEL-FORMAT: {path}: ")
+    assert told.count("\n") == 1
+
+
+def test_damaged_metadata_are_refused(threshold_model: Callable[..., str]) -> None:
+    """Whatever 1 to 3 bytes of the metadata become, the model is read or refused; where they lie decides which."""
+    path = Path(with_head(threshold_model()))
+    whole = path.read_bytes()
+    first, rng = whole.index(b"seg.") - 8, np.random.default_rng(0)
+    refused = 0
+    for _ in range(600):
+        content = bytearray(whole)
+        for at in rng.integers(first, len(whole), rng.integers(1, 4)):
+            content[at] = rng.integers(256) if rng.random() < 0.5 else rng.choice(list(b'0123456789-,;[]{}"\\e'))
+        path.write_bytes(content)
+        try:
+            spec = load(str(path)).spec
+            assert ModelSpec.from_json(spec.to_json()) == spec
+        except SegError as error:
+            assert error.exit is Exit.MODEL  # noqa: PT017
+            refused += 1
+    assert refused > 100
+
+
+def with_head(path: str, text: str | None = None) -> str:
+    """The same file with a linear head in its metadata."""
+    model = onnx.load(path)
+    properties = {p.key: p.value for p in model.metadata_props}
+    head = Head(np.array([[0.0], [1.0]], np.float32), np.array([0.0, -0.5], np.float32))
+    onnx.helper.set_model_props(model, properties | {HEAD_KEY: text or head.to_text()})
+    Path(path).write_bytes(model.SerializeToString(deterministic=True))
+    return path
+
+
+@pytest.mark.parametrize("text", ["0,5;", "1,1;0000000000", "-1,-3;0000000000", "2,0;0000000000", "2;", "2,1;\u00e9"])
+def test_a_head_that_cannot_be_is_refused(threshold_model: Callable[..., str], text: str) -> None:
+    with pytest.raises(SegError, match="E-MODEL-FORMAT"):
+        load(with_head(threshold_model(), text))
 
 
 def test_names_and_paths(tmp_path: Path, threshold_model: Callable[..., str]) -> None:

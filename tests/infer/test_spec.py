@@ -66,6 +66,30 @@ def test_bytes_are_frozen() -> None:
         ({"normalisation": {"kind": "fixed", "std": 0.0}}, "normalisation"),
         ({"normalisation": {"kind": "fixed", "typo": 1}}, "typo"),
         ({"surprise": 1}, "surprise"),
+        ({"normalisation": {"kind": "fixed"}, "intensity_range": [3, 3]}, "intensity_range"),
+        ({"intensity_range": [3, 1]}, "intensity_range"),
+        ({"intensity_range": [1]}, "intensity_range"),
+        ({"intensity_range": [1, "x"]}, "model spec"),
+        ({"intensity_range": [0, 1e999]}, "intensity_range"),
+        ({"intensity_range": [0, 10**400]}, "model spec"),
+        ({"cost": {"macs": "x"}}, "cost"),
+        ({"cost": {"macs": -1.0}}, "cost"),
+        ({"cost": {"bytes": None}}, "cost"),
+        ({"cost": {"bytes": 1e999}}, "cost"),
+        ({"name": 3}, "name"),
+        ({"labels": [1, 2, 3]}, "labels"),
+        ({"labels": "abc"}, "labels"),
+        ({"channels": [None]}, "channels"),
+        ({"dims": 3.0}, "dims"),
+        ({"extent": [1, 2, "x"]}, "model spec"),
+        ({"versions": []}, "model spec"),
+        ({"versions": {"torch": 2}}, "versions"),
+        ({"card": []}, "model spec"),
+        ({"card": {"precision": "fp8"}}, "precision"),
+        ({"card": {"precision": ["fp16"]}}, "precision"),
+        ({"card": {"quantisation": []}}, "quantisation"),
+        ({"card": {"quantisation": {"golden_tolerance": "x"}}}, "golden_tolerance"),
+        ({"card": {"note": 1e999}}, "JSON"),
     ],
 )
 def test_wrong_content_is_refused_by_name(changes: dict[str, object], message: str) -> None:
@@ -85,6 +109,13 @@ def test_missing_fields_are_named(missing: str) -> None:
 @pytest.mark.parametrize("text", ["", "[]", "null", "{"])
 def test_not_a_spec(text: str) -> None:
     with pytest.raises(ValueError, match=r"Expecting|JSON object"):
+        ModelSpec.from_json(text)
+
+
+@pytest.mark.parametrize("depth", [700, 100_000])
+def test_a_spec_nested_too_deeply(depth: int) -> None:
+    text = GOLDEN_BYTES.replace('"CC0"', "[" * depth + "]" * depth)
+    with pytest.raises(ValueError, match="nested"):
         ModelSpec.from_json(text)
 
 
