@@ -132,7 +132,7 @@ def write_network(path: str, classes: int, *, features: bool = False) -> None:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    from seg.infer.artifact import GOLDEN_KEY, HEAD_KEY, SPEC_KEY, Golden
+    from seg.infer.artifact import Golden, metadata_of
     from seg.infer.classes import Head
     from seg.infer.spec import Cost, ModelSpec, Normalisation
 
@@ -175,11 +175,9 @@ def write_network(path: str, classes: int, *, features: bool = False) -> None:
         cost=Cost(macs=FEATURES * (classes + 1), bytes=2.0 * 4 * (1 + FEATURES)),
     )
     digest = hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
-    properties = {
-        SPEC_KEY: replace(spec, graph_sha256=digest).to_json(),
-        GOLDEN_KEY: Golden(x, logits.astype(np.float32)).to_text(),
-    }
-    helper.set_model_props(model, properties | ({HEAD_KEY: head.to_text()} if features else {}))
+    golden = Golden(x, logits.astype(np.float32))
+    entries = metadata_of(replace(spec, graph_sha256=digest), golden, head if features else None)
+    helper.set_model_props(model, entries)
     Path(path).write_bytes(model.SerializeToString(deterministic=True))
     onnx.checker.check_model(model)
 

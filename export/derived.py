@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from seg.infer.artifact import Golden, load
+from seg.infer.artifact import DIGEST_KEY, Golden, digest_of, load
 from seg.infer.atomic import atomic_file
 from seg.infer.backends import ONNX_ENGINES, open_backend
 from seg.infer.selftest import TOLERANCE, golden_error
@@ -40,7 +40,7 @@ def write_half(source: str, path: str, prove: Prove = lambda _: None) -> ModelSp
 
 
 def write_copy(source: str, path: str, prove: Prove = lambda _: None) -> ModelSpec:
-    """An artifact as it is, proven on its own golden pair.
+    """An artifact as it is, proven on its own golden pair. What older files lack, the digest, is added at the end.
 
     Parameters
     ----------
@@ -54,8 +54,18 @@ def write_copy(source: str, path: str, prove: Prove = lambda _: None) -> ModelSp
     assert artifact.golden is not None
     onnx.checker.check_model(onnx.load(source), full_check=True)
     tolerance = float(artifact.spec.card.get("quantisation", {}).get("golden_tolerance", TOLERANCE))
-    _write(Path(source).read_bytes(), path, artifact.golden, tolerance, prove)
+    _write(_stamped(Path(source).read_bytes()), path, artifact.golden, tolerance, prove)
     return artifact.spec
+
+
+def _stamped(content: bytes) -> bytes:
+    """The file with the digest of its metadata; all bytes that were there stay, since protobuf joins what follows."""
+    entries = {entry.key: entry.value for entry in onnx.load_from_string(content).metadata_props}
+    if DIGEST_KEY in entries:
+        return content
+    added = onnx.ModelProto()
+    onnx.helper.set_model_props(added, {DIGEST_KEY: digest_of(entries)})
+    return content + bytes(added.SerializeToString())
 
 
 def _write(content: bytes, path: str, golden: Golden, tolerance: float, prove: Prove) -> None:

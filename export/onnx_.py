@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from seg.infer import __version__
-from seg.infer.artifact import GOLDEN_KEY, HEAD_KEY, SPEC_KEY, Golden, load
+from seg.infer.artifact import Golden, load, metadata_of
 from seg.infer.atomic import atomic_file, output_error
 from seg.infer.backends import ONNX_ENGINES, open_backend
 from seg.infer.classes import Head
@@ -225,7 +225,7 @@ def _traced(module: nn.Module, sample: torch.Tensor, axes: dict[int, Any] | None
 def describe(
     proto: onnx.ModelProto, spec: ModelSpec, golden: Golden, head: Head | None = None
 ) -> tuple[onnx.ModelProto, ModelSpec]:
-    """Remove traces of the exporting machine, then write spec, golden pair and head into the metadata."""
+    """Remove traces of the exporting machine, then write spec, golden pair, head and their digest."""
     for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output, proto.graph):
         del part.metadata_props[:]
         part.doc_string = ""
@@ -236,6 +236,5 @@ def describe(
     versions = {"seg-toolkit": __version__, "torch": torch.__version__.split("+")[0], "onnx": onnx.__version__}
     spec = replace(spec, graph_sha256=digest, versions=versions)
     del proto.metadata_props[:]
-    properties = {SPEC_KEY: spec.to_json(), GOLDEN_KEY: golden.to_text()}
-    onnx.helper.set_model_props(proto, properties | ({HEAD_KEY: head.to_text()} if head is not None else {}))
+    onnx.helper.set_model_props(proto, metadata_of(spec, golden, head))
     return proto, spec

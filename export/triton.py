@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-from seg.infer.artifact import GOLDEN_KEY, HEAD_KEY, SPEC_KEY, Artifact, load
+from seg.infer.artifact import Artifact, load, metadata_of
 from seg.infer.atomic import atomic_text, output_error, refuse_existing
 from seg.infer.backends.triton_ import model_name
 from seg.infer.errors import Exit, SegError
@@ -105,11 +105,7 @@ def config(artifact: Artifact, model: str, backend: TritonBackendName, half: boo
     outputs = [_tensor("logits", kind, (len(spec.labels), *axes))]
     if artifact.head is not None:
         outputs.append(_tensor("features", "TYPE_FP32", (artifact.head.weight.shape[1], *axes)))
-    parameters = {SPEC_KEY: spec.to_json()}
-    if artifact.golden is not None:
-        parameters[GOLDEN_KEY] = artifact.golden.to_text()
-    if artifact.head is not None:
-        parameters[HEAD_KEY] = artifact.head.to_text()
+    parameters = metadata_of(spec, artifact.golden, artifact.head)
     lines = [
         f'name: "{model}"',
         f'backend: "{backend}"',

@@ -1,4 +1,4 @@
-"""The model artifact: one ONNX file whose metadata hold the spec and a golden input/output pair.
+"""The model artifact: one ONNX file whose metadata hold the spec, a golden input/output pair and a digest of both.
 
 The file is read here without any ONNX library: only the top level of the protobuf is walked, the graph is skipped by
 its length. Artifacts are plain data; external weight files are never followed.
@@ -10,7 +10,7 @@ import math
 import mmap
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from .classes import Head
 from .errors import Exit, SegError
 from .spec import ModelSpec
 
-SPEC_KEY, GOLDEN_KEY, HEAD_KEY = "seg.spec", "seg.golden", "seg.head"
+PREFIX = "seg."  # of our metadata entries; others may add their own
+SPEC_KEY, GOLDEN_KEY, HEAD_KEY, DIGEST_KEY = "seg.spec", "seg.golden", "seg.head", "seg.digest"
 GRAPH_FIELD, METADATA_FIELD = 7, 14  # ModelProto.graph, ModelProto.metadata_props (onnx.proto3)
 MODELS = Path(__file__).parent / "models"
 DEFAULT_MODEL = "left-atrium"
@@ -84,6 +85,32 @@ class Artifact:
     sha256: str = ""
 
 
+def metadata_of(spec: ModelSpec, golden: Golden | None = None, head: Head | None = None) -> dict[str, str]:
+    """The entries that describe a model, and their digest: metadata of a file, parameters of a served model."""
+    entries = {SPEC_KEY: spec.to_json()}
+    if golden is not None:
+        entries[GOLDEN_KEY] = golden.to_text()
+    if head is not None:
+        entries[HEAD_KEY] = head.to_text()
+    return entries | {DIGEST_KEY: digest_of(entries)}
+
+
+def digest_of(entries: Mapping[str, str]) -> str:
+    """sha256 over our entries but the digest itself: key and value in the keys' order, each after its length."""
+    digest = hashlib.sha256()
+    for key in sorted(key for key in entries if key.startswith(PREFIX) and key != DIGEST_KEY):
+        for text in (key.encode(), entries[key].encode()):
+            digest.update(len(text).to_bytes(8, "little"))
+            digest.update(text)
+    return digest.hexdigest()
+
+
+def refuse_changed(path: str, entries: Mapping[str, str]) -> None:
+    """Raise SegError, E-MODEL-TAMPERED, for entries that are not those the digest is of; older models have none."""
+    if DIGEST_KEY in entries and entries[DIGEST_KEY] != digest_of(entries):
+        raise _tampered(path, "spec, golden pair or linear head are not as they were written")
+
+
 def resolve(model: str | None, precision: str = "fp32", device: str = "auto") -> str:
     """A name (``hippocampus``) or a path -> the file's path; None is the default model. A served model is its own path.
 
@@ -127,7 +154,8 @@ def load(path: str) -> Artifact:
 
     Raises
     ------
-    SegError : E-MODEL-FORMAT when it is not one of ours, E-MODEL-TAMPERED when the graph is not the one the spec names.
+    SegError : E-MODEL-FORMAT when it is not one of ours, E-MODEL-TAMPERED when the graph is not the one the spec names,
+        or spec, golden pair and head are not those of the digest.
     """
     if path.startswith(TRITON):
         from .backends.triton_ import load_served
@@ -182,20 +210,19 @@ def _parse(path: str, view: memoryview) -> Artifact:
                 metadata[pair.get(1, "")] = pair.get(2, "")
     if graphs != 1 or SPEC_KEY not in metadata:
         raise ValueError("no model spec inside" if graphs else "not an ONNX file")
+    refuse_changed(path, metadata)
     spec = ModelSpec.from_json(metadata[SPEC_KEY])
     if graph.hexdigest() != spec.graph_sha256:
-        raise SegError(
-            "E-MODEL-TAMPERED",
-            Exit.MODEL,
-            path,
-            "the graph is not the one that the spec was written for",
-            "export or copy the model again",
-        )
+        raise _tampered(path, "the graph is not the one that the spec was written for")
     golden = Golden.from_text(metadata[GOLDEN_KEY]) if GOLDEN_KEY in metadata else None
     head = Head.from_text(metadata[HEAD_KEY]) if HEAD_KEY in metadata else None
     if head is not None and len(head.bias) != len(spec.labels):
         raise ValueError(f"linear head of {len(head.bias)} classes, the spec has {len(spec.labels)}")
     return Artifact(path, spec, golden, head)
+
+
+def _tampered(path: str, found: str) -> SegError:
+    return SegError("E-MODEL-TAMPERED", Exit.MODEL, path, found, "export or copy the model again")
 
 
 def _fields(view: memoryview) -> Iterator[tuple[int, memoryview]]:

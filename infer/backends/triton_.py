@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifact import GOLDEN_KEY, HEAD_KEY, SPEC_KEY, Artifact, Golden
+from ..artifact import GOLDEN_KEY, HEAD_KEY, PREFIX, SPEC_KEY, Artifact, Golden, refuse_changed
 from ..classes import Head
 from ..errors import Exit, SegError, missing_extra
 from ..spec import ModelSpec
@@ -129,7 +129,7 @@ def load_served(path: str) -> Artifact:
 
     Raises
     ------
-    SegError : E-EXTRA, E-TRITON when no server answers, E-MODEL-MISSING, E-MODEL-FORMAT.
+    SegError : E-EXTRA, E-TRITON when no server answers, E-MODEL-MISSING, E-MODEL-FORMAT, E-MODEL-TAMPERED.
     """
     urls, model = _parsed(path)
     servers = [_Server(url) for url in urls]
@@ -140,6 +140,7 @@ def load_served(path: str) -> Artifact:
     finally:
         for server in servers:
             server.close()
+    refuse_changed(path, {key: _parameter(config, key) for key in config.parameters if key.startswith(PREFIX)})
     try:
         spec = ModelSpec.from_json(_parameter(config, SPEC_KEY))
         golden, head = _parameter(config, GOLDEN_KEY), _parameter(config, HEAD_KEY)

@@ -8,12 +8,14 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
 from seg.export import forms, proof
+from seg.export.derived import write_copy
 from seg.export.onnx_ import export
-from seg.infer.artifact import load
+from seg.infer.artifact import DIGEST_KEY, load
 from seg.infer.errors import Exit
 from seg.infer.spec import ModelSpec, Normalisation
 from seg.train.networks.vnet import VNet
@@ -157,6 +159,23 @@ def test_what_this_machine_lacks_is_told(command: Command, artifact: Path, tmp_p
     assert "compared with the golden pair" in said
     assert sorted(p.name for p in (tmp_path / "forms").iterdir()) == ["bundle", "triton", ONNX[1], ONNX[0]]
     assert (tmp_path / "forms" / ONNX[0]).read_bytes() == artifact.read_bytes()
+
+
+def test_a_copy_of_an_older_file_gets_the_digest(artifact: Path) -> None:
+    """All bytes that were there stay: the digest is added at the end. Shipped models were given theirs so."""
+    proto = onnx.load(artifact)
+    whole = {entry.key: entry.value for entry in proto.metadata_props}
+    digest = whole.pop(DIGEST_KEY)
+    onnx.helper.set_model_props(proto, whole)
+    older = proto.SerializeToString(deterministic=True)
+    artifact.write_bytes(older)
+    spec = write_copy(str(artifact), str(artifact))
+    content = artifact.read_bytes()
+    assert content.startswith(older)
+    assert {entry.key: entry.value for entry in onnx.load(artifact).metadata_props} == {**whole, DIGEST_KEY: digest}
+    assert load(str(artifact)).spec == spec
+    write_copy(str(artifact), str(artifact))
+    assert artifact.read_bytes() == content
 
 
 def test_an_engine_is_a_form_where_it_can_be_built(

@@ -14,7 +14,7 @@ from known import plain_spec, write_artifact
 
 from seg.export.cli import app
 from seg.export.triton import config, write_model_repository
-from seg.infer.artifact import SPEC_KEY, Artifact, load, resolve
+from seg.infer.artifact import DIGEST_KEY, SPEC_KEY, Artifact, digest_of, load, resolve
 from seg.infer.classes import Head
 from seg.infer.errors import SegError
 from seg.infer.spec import ModelSpec
@@ -56,6 +56,8 @@ def test_the_repository(model: Model, tmp_path: Path) -> None:
     assert found.HasField("dynamic_batching")
     assert found.instance_group[0].count == 1
     assert ModelSpec.from_json(found.parameters[SPEC_KEY].string_value) == load(path).spec
+    texts = {key: entry.string_value for key, entry in found.parameters.items()}
+    assert texts[DIGEST_KEY] == digest_of(texts)
 
 
 def test_tensors_are_those_of_the_graph(model: Model, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from seg.infer.artifact import GOLDEN_KEY, SPEC_KEY, Golden
+from seg.infer.artifact import Golden, metadata_of
 from seg.infer.spec import ModelSpec, Normalisation
 
 LABELS = ("background", "bright")
@@ -58,9 +58,7 @@ def write_artifact(path: Path, spec: ModelSpec, thresholds: tuple[float, ...]) -
     slopes = np.arange(len(thresholds) + 1, dtype=np.float32).reshape(1, -1, 1, 1, 1)
     offsets = np.concatenate([[0.0], np.cumsum(thresholds)]).astype(np.float32).reshape(1, -1, 1, 1, 1)
     golden = Golden(x, slopes * x.astype(np.float32) - offsets)
-    helper.set_model_props(
-        model, {SPEC_KEY: replace(spec, graph_sha256=digest).to_json(), GOLDEN_KEY: golden.to_text()}
-    )
+    helper.set_model_props(model, metadata_of(replace(spec, graph_sha256=digest), golden))
     path.write_bytes(model.SerializeToString(deterministic=True))
     return str(path)
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -10,8 +11,19 @@ import pytest
 from commands import run
 
 from seg.infer import artifact
-from seg.infer.artifact import HEAD_KEY, Golden, load, resolve, shipped_models
-from seg.infer.backends import open_backend
+from seg.infer.artifact import (
+    DIGEST_KEY,
+    HEAD_KEY,
+    SPEC_KEY,
+    Golden,
+    digest_of,
+    load,
+    metadata_of,
+    resolve,
+    shipped_forms,
+    shipped_models,
+)
+from seg.infer.backends import open_backend, triton_
 from seg.infer.classes import Head
 from seg.infer.errors import Exit, SegError
 from seg.infer.spec import ModelSpec
@@ -84,7 +96,7 @@ def test_a_byte_of_the_golden_pair(threshold_model: Callable[..., str], capsys: 
     """One line and exit 20: what the traceback holds of the file must not stand in the way of closing it."""
     path = Path(threshold_model())
     content = bytearray(path.read_bytes())
-    content[content.index(b";", content.index(b"seg.golden")) + 20] ^= 0x80
+    content[content.index(b"seg.golden") + 40] ^= 0x80
     path.write_bytes(content)
     assert run("--selftest", str(path)) == 20
     told = capsys.readouterr().err
@@ -92,32 +104,80 @@ def test_a_byte_of_the_golden_pair(threshold_model: Callable[..., str], capsys: 
     assert told.count("\n") == 1
 
 
-def test_damaged_metadata_are_refused(threshold_model: Callable[..., str]) -> None:
-    """Whatever 1 to 3 bytes of the metadata become, the model is read or refused; where they lie decides which."""
-    path = Path(with_head(threshold_model()))
+@pytest.mark.parametrize("digest", [True, False])
+def test_damaged_metadata_are_refused(threshold_model: Callable[..., str], digest: bool) -> None:
+    """Whatever 1 to 3 bytes of the metadata become, the model is refused, or is the same one where it has a digest."""
+    path = Path(with_head(threshold_model(), digest=digest))
+    spec = load(str(path)).spec
     whole = path.read_bytes()
     first, rng = whole.index(b"seg.") - 8, np.random.default_rng(0)
     refused = 0
-    for _ in range(600):
+    for _ in range(300):
         content = bytearray(whole)
         for at in rng.integers(first, len(whole), rng.integers(1, 4)):
             content[at] = rng.integers(256) if rng.random() < 0.5 else rng.choice(list(b'0123456789-,;[]{}"\\e'))
         path.write_bytes(content)
         try:
-            spec = load(str(path)).spec
-            assert ModelSpec.from_json(spec.to_json()) == spec
+            found = load(str(path)).spec
+            assert ModelSpec.from_json(found.to_json()) == found
+            assert found == spec or not digest
         except SegError as error:
             assert error.exit is Exit.MODEL  # noqa: PT017
             refused += 1
-    assert refused > 100
+    assert refused > 50
 
 
-def with_head(path: str, text: str | None = None) -> str:
-    """The same file with a linear head in its metadata."""
-    model = onnx.load(path)
-    properties = {p.key: p.value for p in model.metadata_props}
+@pytest.mark.parametrize(
+    ("old", "new"), [(b'"mean":0.0', b'"mean":9.0'), (b"2,1;0000000", b"2,1;0000001"), (b"seg.head", b"seg.haed")]
+)
+def test_a_byte_that_is_still_metadata(threshold_model: Callable[..., str], old: bytes, new: bytes) -> None:
+    """Another mean or head gives another mask and no error: the digest knows."""
+    path = Path(with_head(threshold_model()))
+    content = path.read_bytes()
+    assert content.count(old) == 1
+    path.write_bytes(content.replace(old, new))
+    with pytest.raises(SegError, match="E-MODEL-TAMPERED") as caught:
+        load(str(path))
+    assert caught.value.exit is Exit.MODEL
+
+
+def test_an_older_file_has_no_digest(threshold_model: Callable[..., str]) -> None:
+    found = load(with_head(threshold_model(), digest=False))
+    assert found.head is not None
+
+
+def test_a_served_model_has_the_digest_too(
+    threshold_model: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entries are parameters of config.pbtxt there, where people write."""
+    mine = load(with_head(threshold_model()))
+    texts = metadata_of(mine.spec, mine.golden, mine.head) | {"EXECUTION_ENV_PATH": "somebody's"}
+    config = SimpleNamespace(parameters={key: SimpleNamespace(string_value=text) for key, text in texts.items()})
+    monkeypatch.setattr(triton_, "_Server", lambda _: SimpleNamespace(config=lambda _: config, close=lambda: None))
+    assert load("triton://localhost:8001/threshold").spec == mine.spec
+    config.parameters[SPEC_KEY].string_value = texts[SPEC_KEY].replace('"mean":0.0', '"mean":9.0')
+    with pytest.raises(SegError, match="E-MODEL-TAMPERED"):
+        load("triton://localhost:8001/threshold")
+
+
+@pytest.mark.parametrize("name", shipped_models())
+def test_shipped_models_have_the_digest(name: str) -> None:
+    for path in shipped_forms(name):
+        entries = {p.key: p.value for p in onnx.load(path).metadata_props}
+        assert entries[DIGEST_KEY] == digest_of(entries)
+
+
+def with_head(path: str, text: str | None = None, *, digest: bool = True) -> str:
+    """The same file with a linear head in its metadata, and no digest of them if so asked, as older files."""
+    model, found = onnx.load(path), load(path)
     head = Head(np.array([[0.0], [1.0]], np.float32), np.array([0.0, -0.5], np.float32))
-    onnx.helper.set_model_props(model, properties | {HEAD_KEY: text or head.to_text()})
+    entries = metadata_of(found.spec, found.golden, head)
+    if text is not None:
+        entries[HEAD_KEY] = text
+        entries[DIGEST_KEY] = digest_of(entries)
+    if not digest:
+        del entries[DIGEST_KEY]
+    onnx.helper.set_model_props(model, entries)
     Path(path).write_bytes(model.SerializeToString(deterministic=True))
     return path
 

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from commands import infer, run
 
-from seg.infer.artifact import GOLDEN_KEY, Golden, load
+from seg.infer.artifact import Golden, load, metadata_of
 from seg.infer.selftest import golden_error
 
 Model = Callable[..., str]
@@ -17,10 +17,7 @@ Model = Callable[..., str]
 def with_golden(path: str, golden: Golden | None) -> str:
     """The same model with another golden pair, or none."""
     model = onnx.load(path)
-    properties = {p.key: p.value for p in model.metadata_props if p.key != GOLDEN_KEY}
-    if golden is not None:
-        properties[GOLDEN_KEY] = golden.to_text()
-    onnx.helper.set_model_props(model, properties)
+    onnx.helper.set_model_props(model, metadata_of(load(path).spec, golden))
     Path(path).write_bytes(model.SerializeToString(deterministic=True))
     return path
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from seg.export.onnx_ import export
 from seg.export.run import load_run
+from seg.infer.artifact import load, metadata_of
 from seg.infer.backends import Backend
 from seg.infer.errors import SegError
 from seg.infer.spec import ModelSpec, Normalisation
@@ -218,9 +219,8 @@ def test_another_teacher_is_another_run(root: Path) -> None:
 
 def changed_teacher(root: Path, path: Path, **changes: object) -> str:
     """The artifact with another spec; its graph is the same."""
-    proto = onnx.load(root / "teacher.onnx")
-    entry = next(p for p in proto.metadata_props if p.key == "seg.spec")
-    entry.value = replace(ModelSpec.from_json(entry.value), **changes).to_json()  # type: ignore[arg-type]
+    proto, teacher = onnx.load(root / "teacher.onnx"), load(str(root / "teacher.onnx"))
+    onnx.helper.set_model_props(proto, metadata_of(replace(teacher.spec, **changes), teacher.golden))  # type: ignore[arg-type]
     path.write_bytes(proto.SerializeToString(deterministic=True))
     return str(path)
 
