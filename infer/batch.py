@@ -167,11 +167,11 @@ def _served(request: Request) -> Artifact:
 
 
 def _refuse_precision(artifact: Artifact, request: Request) -> None:
-    """An artifact computes as it was exported: fp32 and int8 are forms of the file, not switches of the engine."""
+    """A model computes as it was exported: fp32 and int8 are forms of the file, not switches of the engine."""
     asked, stored = request.computing.precision, stored_precision(artifact.spec)
-    fixed = artifact.path.endswith(".onnx") or artifact.path.startswith(TRITON)
-    if asked in ("fp32", "int8") and fixed and asked != stored:
-        found, fix = f"is an {stored} artifact", f"use --precision {stored}, or the {asked} form of the model"
+    if asked in ("fp32", "int8") and asked != stored:
+        own = f"use --precision {stored}" if stored in ("fp32", "int8") else "leave --precision out"
+        found, fix = f"is an {stored} artifact", f"{own}, or the {asked} form of the model"
         raise SegError("E-PRECISION", Exit.MODEL, artifact.path, found, fix, asked)
 
 

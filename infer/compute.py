@@ -98,7 +98,8 @@ def load_network(
     """
     engine = engine_for(artifact.path, device)
     output = "features" if blends_features(artifact, options) else "logits"
-    precision = "bf16" if options.precision == "bf16" else "fp32" if engine in ONNX_ENGINES else "auto"
+    asked = options.precision if options.precision in ("fp32", "bf16") else "auto"
+    precision = "fp32" if asked == "auto" and engine in ONNX_ENGINES else asked  # engines' own default is faster
     settings: dict[str, Any] = {"precision": precision, "threads": options.threads, "output": output}
     if engine == "openvino":
         settings["shape"] = shape
@@ -189,21 +190,33 @@ def compute(
         check_intensities(volume, spec, header.path)
     plan = plan_header(_as_read(header, volume.voxels.shape[0]), artifact, options, at_a_time=at_a_time)
     maps = np.zeros((*volume.shape, len(spec.labels) - 1), np.uint8, order="F") if options.probabilities else None
-    labels = segment(
-        volume,
-        replace(spec, largest_component=False),
-        engine,
-        tiling=plan.tiling,
-        head=artifact.head if blends_features(artifact, options) else None,
-        flips=options.mirror,
-        batch=getattr(engine, "batch", 1),
-        probabilities=maps,
-    )
+    try:
+        labels = segment(
+            volume,
+            replace(spec, largest_component=False),
+            engine,
+            tiling=plan.tiling,
+            head=artifact.head if blends_features(artifact, options) else None,
+            flips=options.mirror,
+            batch=getattr(engine, "batch", 1),
+            probabilities=maps,
+        )
+    except SegError as error:
+        if error.code == "E-NONFINITE":
+            error.fix = _more_exactly(spec, options)
+        raise
     dropped = 0
     if largest_component(spec, options):
         found, labels = labels, keep_largest(labels)
         dropped = int(np.count_nonzero(found != labels))
     return Computed(labels, maps, plan, dropped)
+
+
+def _more_exactly(spec: ModelSpec, options: ComputeOptions) -> str:
+    """What to do about a number that became NaN or infinite: compute in fp32, where that was not done."""
+    if options.precision == "bf16":
+        return "leave --precision bf16 out"
+    return "export the model again" if stored_precision(spec) == "fp32" else "use the fp32 form of the model"
 
 
 def _as_read(header: NiftiHeader, channels: int) -> NiftiHeader:

@@ -116,7 +116,7 @@ def _cropped(layers: Iterator[Array], grids: Grids, tiling: Tiling) -> Iterator[
                 Exit.RUNTIME,
                 "",
                 "the network returned NaN or inf",
-                "run in fp32 (--precision fp32), or export the model again",
+                "export the model again",
             )
         yield inside
 

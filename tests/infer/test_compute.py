@@ -1,25 +1,32 @@
 """The options of computing, through the command line: plan, memory bound, protocol, probabilities, components."""
 
 import json
+import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from commands import infer, run
-from known import boxes
+from known import boxes, plain_spec
 
-from seg.infer.artifact import load
+from seg.infer import compute
+from seg.infer.artifact import SPEC_KEY, load
 from seg.infer.backends import open_backend
+from seg.infer.backends.engine_file import EngineKey, write_engine
+from seg.infer.backends.torch_ import seal_pt2
 from seg.infer.components import keep_largest
 from seg.infer.compute import ComputeOptions, plan_header
+from seg.infer.errors import SegError
 from seg.infer.nifti import inspect as inspect_nifti
 from seg.infer.nifti import read as read_nifti
 from seg.infer.predict import segment
 
 Write = Callable[..., str]
 Model = Callable[..., str]
+Capture = pytest.CaptureFixture[str]
 
 
 def read(path: Path) -> np.ndarray:
@@ -77,6 +84,75 @@ def test_precision_is_the_artifacts_own(write_scan: Write, threshold_model: Mode
     done = infer(scan, "-o", out, "-m", threshold_model(card={"precision": "int8"}), "--precision", "fp32")
     assert (done.returncode, "E-PRECISION" in done.stderr) == (20, True)
     assert run(scan, "-o", out, "-m", threshold_model(), "--precision", "fp32", "-q") == 0
+
+
+@pytest.mark.parametrize(("stored", "asked"), [("fp16", "fp32"), ("int8", "fp32"), ("fp32", "int8"), ("fp32", "fp32")])
+def test_engines_and_programs_have_one_precision_too(
+    write_scan: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str, asked: str, capsys: Capture
+) -> None:
+    monkeypatch.setenv("SEG_CACHE", str(tmp_path / "cache"))
+    card = {"precision": stored}
+    plan, program = str(tmp_path / "model.engine"), str(tmp_path / "model.pt2")
+    key = EngineKey("ab" * 32, "11.0", "13.0", "a GPU", "9.0", (1, 1, 16, 16, 16), stored)
+    write_engine(plan, b"plan", key, plain_spec(card=card))
+    with zipfile.ZipFile(program, "w") as archive:
+        archive.writestr(f"model/extra/{SPEC_KEY}", plain_spec(card=card).to_json())
+    seal_pt2(program)
+    for model in (plan, program):
+        words = [write_scan("scan.nii.gz", boxes()), "-o", str(tmp_path / "m.nii.gz"), "-m", model, "--dry-run"]
+        assert run(*words, "--precision", asked) == (0 if stored == asked else 20)
+        told = capsys.readouterr().err
+        assert ("E-PRECISION" in told) == (stored != asked)
+        assert run(*words) == 0
+
+
+def test_a_precision_that_the_flag_has_not_is_not_advised(
+    write_scan: Write, threshold_model: Model, tmp_path: Path, capsys: Capture
+) -> None:
+    scan, out = write_scan("scan.nii.gz", boxes()), str(tmp_path / "m.nii.gz")
+    for stored, advice in (("fp16", "leave --precision out"), ("int8", "use --precision int8")):
+        model = threshold_model(card={"precision": stored})
+        assert run(scan, "-o", out, "-m", model, "--precision", "fp32") == 20
+        assert f"Fix: {advice}, or the fp32 form of the model." in capsys.readouterr().err
+
+
+def test_a_program_computes_without_tf32_where_fp32_is_asked_for(
+    threshold_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+    monkeypatch.setattr(compute, "open_backend", lambda *_, precision, **__: opened.append(precision))
+    artifact = replace(load(threshold_model()), path="model.pt2")
+    for asked in ("auto", "fp32", "bf16"):
+        compute.load_network(artifact, "auto", compute.ComputeOptions(precision=asked))  # type: ignore[arg-type]
+    assert opened == ["auto", "fp32", "bf16"]
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "advice"),
+    [
+        ("fp32", "bf16", "leave --precision bf16 out"),
+        ("fp32", "fp32", "export the model again"),
+        ("fp32", "auto", "export the model again"),
+        ("fp16", "auto", "use the fp32 form of the model"),
+        ("int8", "auto", "use the fp32 form of the model"),
+        ("int8", "bf16", "leave --precision bf16 out"),
+    ],
+)
+def test_what_is_advised_against_nan_can_be_followed(
+    write_scan: Write, threshold_model: Model, stored: str, asked: str, advice: str
+) -> None:
+    class NotFinite:
+        def run(self, x: np.ndarray) -> np.ndarray:
+            return np.full((len(x), 2, *x.shape[2:]), np.nan, np.float32)
+
+        def close(self) -> None:
+            pass
+
+    artifact = load(threshold_model(card={"precision": stored}))
+    scan = read_nifti(write_scan("scan.nii.gz", boxes()))
+    with pytest.raises(SegError, match="E-NONFINITE") as caught:
+        compute.compute(scan, artifact, NotFinite(), compute.ComputeOptions(precision=asked))  # type: ignore[arg-type]
+    assert caught.value.fix.startswith(advice)
 
 
 def test_probabilities_lie_beside_the_mask(write_scan: Write, threshold_model: Model, tmp_path: Path) -> None:
