@@ -38,6 +38,11 @@ class TritonBackend:
     precision : "auto" or "fp32"; another one lies in the model.
     output : the model's output to return.
 
+    Attributes
+    ----------
+    batch : windows per call that keep all servers busy.
+    half : whether logits come as float16 distances to the largest one.
+
     Raises
     ------
     SegError : E-EXTRA, E-DEVICE, E-PRECISION, E-TRITON, E-MODEL-MISSING.
@@ -69,6 +74,7 @@ class TritonBackend:
         self._output = next((entry for entry in config.output if entry.name == output), None)
         if self._output is None:
             raise SegError("E-MODEL-LOAD", Exit.MODEL, path, f"has no output {output}", "export it with --features")
+        self.half = self._output.data_type == self._servers[0].half  # see seg.infer.triton_server.halved
         self._most = max(1, config.max_batch_size)  # windows (or slices) per call
         self.batch = IN_FLIGHT * len(urls)
         self._turn = count()
@@ -186,6 +192,7 @@ class _Server:
         except ImportError as error:
             raise missing_extra("tritonclient", "triton") from error
         self.url, self._grpc, self._said = url, grpc, "it does not answer"
+        self.half = grpc.model_config_pb2.TYPE_FP16
         self.compared, self._version = False, ""  # whether the model there is known to be the right one
         self._client: Any = grpc.InferenceServerClient(url)
 
@@ -201,7 +208,7 @@ class _Server:
 
     def infer(self, model: str, source: Any, target: str, x: NDArray[np.float32]) -> NDArray[Any] | None:
         """One call; None when the server was lost."""
-        grpc, half = self._grpc, source.data_type == self._grpc.model_config_pb2.TYPE_FP16
+        grpc, half = self._grpc, source.data_type == self.half
         given = grpc.InferInput(source.name, x.shape, "FP16" if half else "FP32")
         given.set_data_from_numpy(np.ascontiguousarray(x, np.float16 if half else np.float32))
         wanted = grpc.InferRequestedOutput(target)

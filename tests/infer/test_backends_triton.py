@@ -99,6 +99,11 @@ def test_a_shipped_model_proves_itself_through_the_server(server: TritonProcess,
     assert capsys.readouterr().out.startswith("triton int8: error ")
 
 
+def test_so_does_one_that_answers_in_half(server: TritonProcess, capsys: pytest.CaptureFixture) -> None:  # type: ignore[type-arg]
+    assert run("--selftest", f"triton://{server.url}/half") == 0
+    assert capsys.readouterr().out.startswith("triton fp32: error ")
+
+
 def test_the_spec_comes_from_the_server(server: TritonProcess, artifact: str) -> None:
     served, local = load(f"triton://{server.url}/three"), load(artifact)
     assert served.spec == local.spec

@@ -8,8 +8,11 @@ import onnx
 import pytest
 from commands import infer, run
 
-from seg.infer.artifact import Golden, load, metadata_of
+from seg.infer import selftest
+from seg.infer.artifact import Artifact, Golden, load, metadata_of
+from seg.infer.errors import SegError
 from seg.infer.selftest import golden_error
+from seg.infer.triton_server import halved
 
 Model = Callable[..., str]
 
@@ -61,6 +64,43 @@ def test_no_golden_pair(threshold_model: Model, capsys: pytest.CaptureFixture[st
 def test_no_such_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--selftest", "nobody") == 20
     assert "E-MODEL-MISSING" in capsys.readouterr().err
+
+
+class Halved:
+    """A server with --triton-half: `logits`, plus an error at one voxel, as float16 distances to the largest one."""
+
+    half = True
+
+    def __init__(self, logits: np.ndarray, error: float) -> None:
+        self.logits = logits.copy()
+        self.logits[0, 1, 1, 0, 0] += error * np.ptp(logits)
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        return halved(self.logits).astype(np.float32)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("precision", "error", "good"), [
+    ("fp32", 0.0, True), ("fp32", 1e-4, True), ("fp32", 2e-3, False), ("fp32", float("nan"), False),
+    ("int8", 0.04, True), ("int8", 0.11, False),
+])  # fmt: skip
+def test_a_served_model_that_answers_in_half(
+    threshold_model: Model, monkeypatch: pytest.MonkeyPatch, precision: str, error: float, good: bool
+) -> None:
+    """Its distances are compared with distances; float16 rounds them by up to 5e-4 of the range."""
+    card = {"precision": precision, "quantisation": {"golden_tolerance": 0.05} if precision == "int8" else {}}
+    x = np.zeros((1, 1, 4, 4, 4), np.float16)
+    logits = np.random.default_rng(1).normal(3, 8, (1, 3, 4, 4, 4)).astype(np.float32)
+    spec = load(threshold_model((0.5, 1.5), card=card)).spec
+    artifact = Artifact("triton://localhost:8001/threshold", spec, Golden(x, logits))
+    monkeypatch.setattr(selftest, "open_backend", lambda *_: Halved(logits, error))
+    if good:
+        selftest._test(artifact)
+    else:
+        with pytest.raises(SegError, match="E-SELFTEST"):
+            selftest._test(artifact)
 
 
 def test_golden_error() -> None:
