@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from . import __version__
-from .errors import Exit, SegError
+from .errors import Exit, SegError, lacks_memory
 
 
 def _print_version(value: bool) -> None:
@@ -53,10 +53,10 @@ def guarded(command: str, debug: bool = False) -> Iterator[None]:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(Exit.OUTPUT)
-    except MemoryError:
-        line = "error E-LIMIT-MEMORY: out of memory. Fix: use a machine with more memory."
-        _fail(command, line, Exit.LIMIT, debug)
     except Exception as error:
+        if lacks_memory(error):
+            line = "error E-LIMIT-MEMORY: out of memory. Fix: use a machine with more memory."
+            _fail(command, line, Exit.LIMIT, debug)
         what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         line = f"error E-INTERNAL: {what}. Fix: run again with --debug and report the output."
         _fail(command, line, Exit.INTERNAL, debug)

@@ -70,6 +70,22 @@ def printable(text: str | Path) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
 
 
+_NO_MEMORY = ("failed to allocate", "can't allocate memory", "out of memory", "bad_alloc")  # ORT, OpenVINO, torch, CUDA
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether memory was short: NumPy and CuPy raise MemoryError, engines errors of their own with words of theirs."""
+    engine = isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime.")
+    said = str(error).lower() if engine else ""
+    return isinstance(error, MemoryError) or any(words in said for words in _NO_MEMORY)
+
+
+def out_of_memory(path: str) -> SegError:
+    """The error for a scan or a network that the memory does not hold."""
+    fix = "give a smaller --window or --max-memory, or use a machine with more memory"
+    return SegError("E-LIMIT-MEMORY", Exit.LIMIT, path, "out of memory", fix)
+
+
 def missing_extra(package: str, extra: str) -> SegError:
     """The error for an optional dependency that is not installed."""
     return SegError(

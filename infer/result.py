@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from .errors import Exit, SegError
+from .errors import Exit, SegError, lacks_memory, out_of_memory
 from .jobs import Job
 from .manifest import FileState
 
@@ -63,8 +63,8 @@ def scan_error(error: BaseException, path: str) -> SegError:
     """
     if isinstance(error, SegError):
         return SegError(error.code, error.exit, error.path or path, error.found, error.fix, error.expected)
-    if isinstance(error, MemoryError):
-        return SegError("E-LIMIT-MEMORY", Exit.LIMIT, path, "out of memory", "use a machine with more memory")
+    if lacks_memory(error):
+        return out_of_memory(path)
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     fix = "run this scan again with --debug and report the output"

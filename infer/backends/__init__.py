@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import Exit, SegError
+from ..errors import Exit, SegError, lacks_memory, out_of_memory
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
@@ -110,7 +110,9 @@ def no_precision(engine: str, precision: str, fix: str) -> SegError:
 
 
 def load_error(path: str, engine: str, reason: BaseException | str, fix: str = "") -> SegError:
-    """The error for a file that an engine refuses; the last line of what it said."""
+    """The error for a file that an engine refuses, with the last line of what it said; or that memory does not hold."""
+    if isinstance(reason, BaseException) and lacks_memory(reason):
+        return out_of_memory(path)
     said = (str(reason).strip().splitlines() or [type(reason).__name__])[-1]
     fix = fix or "export the model again with this version's seg-export"
     return SegError("E-MODEL-LOAD", Exit.MODEL, path, f"{engine} cannot load it ({said})", fix)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pydicom import dcmwrite
 from pydicom.uid import generate_uid
 
-from ..errors import Exit, SegError, printable
+from ..errors import Exit, SegError, lacks_memory, printable
 from . import log
 from .arrivals import Arrivals
 from .config import Config, Rule
@@ -118,10 +118,10 @@ class Worker:
         except SegError as error:
             code, message, final = error.code, brief(error), error.exit in FINAL and error.code != NO_MEMORY
             growth = OUTAGE_GROWTH
-        except MemoryError:
-            code, message, final, growth = NO_MEMORY, "out of memory", False, OUTAGE_GROWTH
         except Exception as error:  # whatever a series makes the code do, the next one is served
             code, message, final, growth = "E-INTERNAL", log.place(error), False, 2
+            if lacks_memory(error):
+                code, message, growth = NO_MEMORY, "out of memory", OUTAGE_GROWTH
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
         if final or job.runs >= self._config.limits.runs:

@@ -97,6 +97,8 @@ class FakeSegmenter:
         text = inputs[0].get("SeriesDescription", "")
         if text == "poison":
             raise SegError("E-DCM-GAP", Exit.INPUT_REFUSED, str(folder), "a slice is missing", "send the whole series")
+        if text == "large":
+            raise RuntimeError("Failed to allocate memory for requested buffer of size 8388608")
         if text == "crash":
             raise RuntimeError(f"of {inputs[0].PatientName}")
         made = Dataset()

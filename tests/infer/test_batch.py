@@ -18,6 +18,9 @@ from commands import command, infer, run, voxels
 from known import boxes
 
 from seg.infer import pipeline
+from seg.infer.backends import load_error
+from seg.infer.console import guarded
+from seg.infer.errors import lacks_memory
 from seg.infer.manifest import NAME
 
 Write = Callable[..., str]
@@ -42,6 +45,20 @@ def assert_whole(folder: Path, names: str) -> None:
     assert {p.name for p in folder.iterdir()} == expected
     for name in names:
         np.testing.assert_array_equal(voxels(folder / f"{name}.nii.gz"), boxes() > 0)
+
+
+RuntimeException = type("RuntimeException", (Exception,), {"__module__": "onnxruntime.capi.onnxruntime_pybind11_state"})
+ORT = "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while running Conv node. "
+FAILURES: list[tuple[Exception, bool]] = [  # as the engines say it, and whether memory was short
+    (MemoryError(), True),
+    (RuntimeException(ORT + "bfc_arena.cc:360 Failed to allocate memory for requested buffer of size 2097152"), True),
+    (RuntimeError("Error in execution: bfc_arena.cc:360 Failed to allocate memory for requested buffer of 8"), True),
+    (RuntimeException(ORT + "CUDNN failure 4000: out of memory ; GPU=0"), True),
+    (RuntimeError("Exception from src/plugins/intel_cpu/src/cpu_memory.cpp:257:\nFailed to allocate 76 bytes"), True),
+    (RuntimeError("Exception from core.cpp:109:\nstd::bad_alloc"), True),
+    (RuntimeError("Invalid dimensions of DOE^JANE"), False),
+    (ValueError("DOE^JANE is out of memory"), False),
+]
 
 
 @pytest.mark.parametrize("stage", ["read", "compute", "write_mask"])
@@ -78,15 +95,33 @@ def test_a_bug_in_one_scan(
     assert "ZeroDivisionError: DOE^JANE" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("error", [error for error, short in FAILURES if short])
 def test_out_of_memory_in_one_scan(
-    batch: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    batch: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
 ) -> None:
     def greedy(*_: Any, **__: Any) -> Any:
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr(pipeline, "compute", greedy)
     assert run(*batch(1)) == 13
-    assert "E-LIMIT-MEMORY" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "E-LIMIT-MEMORY" in told
+    assert "smaller --window" in told
+    assert "DOE" not in told
+
+
+@pytest.mark.parametrize(("error", "short"), FAILURES)
+def test_what_is_a_lack_of_memory(error: Exception, short: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """Outside a scan too, as in --selftest."""
+    assert lacks_memory(error) == short
+    with pytest.raises(SystemExit) as caught, guarded("seg-infer"):
+        raise error
+    assert caught.value.code == (13 if short else 70)
+    assert ("E-LIMIT-MEMORY" in capsys.readouterr().err) == short
+    assert load_error("m.onnx", "OpenVINO", error).exit == (13 if short else 20)
 
 
 def test_a_network_that_does_not_load_ends_the_call(

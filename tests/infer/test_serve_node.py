@@ -534,15 +534,15 @@ def test_two_associations_that_share_a_series_both_have_to_end(start: Start) -> 
 
 def test_poisoned_series_fails_alone(start: Start, pacs: FakePacs) -> None:
     service = start(limits={"runs": 2})
-    for name, text in (("p", "poison"), ("c", "crash"), ("good", "fine")):
+    for name, text in (("p", "poison"), ("c", "crash"), ("l", "large"), ("good", "fine")):
         store(service.node.port, mr_series(name, SeriesDescription=text))
-    wait_for(lambda: sorted(states(service)) == ["done", "failed", "failed"])
+    wait_for(lambda: sorted(states(service)) == ["done", "failed", "failed", "failed"])
     assert [str(one.PatientID) for one in pacs.objects] == ["good"]
     found = {job["code"]: job for job in jobs(service.queue.database)}
     assert found["E-DCM-GAP"]["message"] == "a slice is missing. Fix: send the whole series."
     assert found["E-DCM-GAP"]["runs"] == 1
     assert found["E-INTERNAL"]["message"].startswith("RuntimeError at nodes.py:")
-    assert found["E-INTERNAL"]["runs"] == 2
+    assert found["E-INTERNAL"]["runs"] == found["E-LIMIT-MEMORY"]["runs"] == 2
     text = json.dumps(get(f"http://{LOOPBACK}:{service.web.port}/queue"))
     assert "a slice is missing" in text
 
