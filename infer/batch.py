@@ -156,6 +156,9 @@ def _served(request: Request) -> Artifact:
 
     model = DEFAULT_MODEL if request.model is None else request.model
     mine = load(model).spec if os.path.isfile(model) else None
+    if mine is None and (not model or os.sep in model):  # no name on a server
+        found, fix = "no such file" if model else "is empty", "give the model's file, or the name it is served under"
+        raise SegError("E-MODEL-MISSING", Exit.MODEL, model or "-m", found, fix)
     name = model if mine is None else served_name(mine)
     artifact = load(f"{TRITON}{','.join(request.triton)}/{name}")
     if mine is not None and mine.graph_sha256 != artifact.spec.graph_sha256:

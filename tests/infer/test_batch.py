@@ -124,6 +124,18 @@ def test_what_is_a_lack_of_memory(error: Exception, short: bool, capsys: pytest.
     assert load_error("m.onnx", "OpenVINO", error).exit == (13 if short else 20)
 
 
+@pytest.mark.parametrize("model", ["gone/typo.onnx", ""])
+def test_a_file_that_is_not_there_is_no_wrong_address(
+    batch: Callable[..., list[str]], capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    words = [word if not word.endswith(".onnx") else model for word in batch(1)]
+    assert run(*words, "--triton", "localhost:8001") == 20
+    told = capsys.readouterr().err
+    assert f"E-MODEL-MISSING: {model or '-m'}: " in told
+    assert "the name it is served under" in told
+    assert "HOST:PORT" not in told
+
+
 def test_a_network_that_does_not_load_ends_the_call(
     batch: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
