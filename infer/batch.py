@@ -4,72 +4,27 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 from .artifact import DEFAULT_MODEL, Artifact, load, resolve
 from .backends import TRITON, Backend, engine_for
-from .compute import ComputeOptions, largest_component, load_network, plan_header, stored_precision
+from .compute import ComputeOptions, load_network, plan_header, stored_precision
 from .console import say
 from .display import Display
 from .errors import Exit, SegError, printable
-from .jobs import Batch, Form, Job, plan_jobs
-from .manifest import Finished, Manifest, Unfinished, tiling_of
+from .jobs import Batch, Job, plan_jobs
+from .manifest import Manifest
 from .outputs import plan_previews, plan_sides
 from .pipeline import Extras, process
-from .plan import PROTOCOLS, Plan, TilingOptions
+from .plan import PROTOCOLS, TilingOptions
 from .reading import ReadOptions, inspect
 from .report import Report, write_statistics
+from .request import Request
 from .result import Result
-from .spec import ModelSpec
+from .resume import expected_plan, settled
 from .volume import spacing_of
 
 __all__ = ["PROTOCOLS", "ComputeOptions", "ReadOptions", "Request", "TilingOptions", "run"]
-
-
-@dataclass(frozen=True)
-class Request:
-    """The arguments of seg-infer, parsed; see its --help."""
-
-    scans: list[str]
-    output: str
-    lists: list[str] = field(default_factory=list)
-    model: str | None = None
-    triton: list[str] = field(default_factory=list)
-    device: str = "auto"
-    computing: ComputeOptions = field(default_factory=ComputeOptions)
-    reading: ReadOptions = field(default_factory=ReadOptions)
-    form: Form | None = None
-    statistics: str | None = None
-    preview: str | None = None
-    report: str | None = None
-    overwrite: bool = False
-    resume: bool = False
-    dry_run: bool = False
-    quiet: bool = False
-    debug: bool = False
-
-    def mask_options(self, engine: str, spec: ModelSpec, form: Form = "nifti") -> dict[str, Any]:
-        """What can change a mask's file besides the model: `resume` trusts a mask only under equal ones."""
-        reading = asdict(self.reading) | {"series": hidden_series(self.reading.series)}
-        del reading["max_voxels"]  # it refuses a scan or changes nothing
-        for name in ("series", "time_point", "resample_tilt"):  # what is not about DICOM has records without them
-            if not reading[name]:
-                del reading[name]
-        computing = asdict(self.computing) | {"largest_component": largest_component(spec, self.computing)}
-        del computing["threads"]  # their number changes the last bits of sums at most
-        del computing["max_memory"]  # it decides the windows, which records have for themselves
-        forms = {} if form == "nifti" else {"form": form}  # all DICOM forms have the same name
-        return {"engine": engine, **computing, **reading, **forms}
-
-
-def hidden_series(series: str | None) -> str | None:
-    """--series as records and reports have it: a UID as a keyed hash."""
-    if series is None or "." not in series:
-        return series
-    from .dicom.listing import pseudonym
-
-    return pseudonym(series)
 
 
 def run(request: Request) -> int:
@@ -80,9 +35,7 @@ def run(request: Request) -> int:
     SegError : what stops the whole call. An error of one scan of several does not.
     """
     plan_sides(request.report, request.statistics, overwrite=request.overwrite)
-    options = asdict(request)
-    options["reading"]["series"] = hidden_series(request.reading.series)
-    report = Report(options)
+    report = Report(request.told())
     try:
         status = report.exit = _run(request, report)
     except BaseException as error:
@@ -113,7 +66,7 @@ def _run(request: Request, report: Report) -> int:
     unknown: set[str] = set()
     results = report.results = {}
     if manifest is not None and request.resume:
-        results.update(_settled(batch, artifact, manifest, previews, request, unknown))
+        results.update(settled(batch, artifact, manifest, previews, request, unknown))
     todo = [job for job in batch.jobs if job.mask not in results]
     extras = Extras(
         statistics=request.statistics is not None,
@@ -225,64 +178,13 @@ def _refuse_dicom_options(jobs: list[Job], reading: ReadOptions) -> None:
         raise SegError("E-FORMAT", Exit.USAGE, jobs[0].scan, found, fix)
 
 
-def _settled(
-    batch: Batch,
-    artifact: Artifact,
-    manifest: Manifest,
-    previews: dict[str, str],
-    request: Request,
-    unknown: set[str],
-) -> dict[str, Result]:
-    """Mask path -> result of the jobs that are done, or whose mask somebody changed: that is not made again.
-
-    `unknown` receives the masks that stand there without a record: a stop between mask and record leaves one, so does
-    somebody else's work. They are made again, and kept if the bytes differ. So are pictures and probabilities, which a
-    stop leaves before the mask.
-    """
-    found: dict[str, Result] = {}
-    for job in batch.jobs:
-        entry = manifest.finished(job)
-        if isinstance(entry, Finished) and _other_windows(entry, job, artifact, request, batch.at_a_time):
-            entry = Unfinished("was made with other windows, which --max-memory decides", "ours")
-        sides = [previews[job.mask]] if job.mask in previews else []
-        sides += [job.probabilities] if request.computing.probabilities else []
-        if isinstance(entry, Finished) and all(map(os.path.isfile, sides)):
-            done = found[job.mask] = Result(job, statistics=entry.statistics, skipped=True)
-            done.scan, done.mask, done.plan = entry.scan, entry.mask, entry.tiling
-            continue
-        if not request.overwrite:
-            unknown.update(side for side in sides if not manifest.wrote(job, side))
-        if isinstance(entry, Finished):
-            continue
-        if request.overwrite or entry.file == "ours":
-            if os.path.lexists(job.mask) and not request.quiet:
-                say(f"note: {printable(job.mask)} {entry.reason}: it is made again")
-        elif entry.file == "changed":
-            fix = "move it away to have it made again, or use --overwrite"
-            found[job.mask] = Result(job).fail(SegError("E-OUT-CHANGED", Exit.OUTPUT, job.mask, entry.reason, fix))
-        else:
-            unknown.add(job.mask)
-    return found
-
-
-def _other_windows(entry: Finished, job: Job, artifact: Artifact, request: Request, at_a_time: int) -> bool:
-    """Whether a mask was made with other windows than a bound that the user gives makes now.
-
-    What is free differs from call to call: without a bound the windows of then are as good as those of now.
-    """
-    if request.computing.max_memory is None:
-        return False
-    plan = _expected_plan(job, artifact, request, at_a_time)
-    return plan is None or entry.tiling != tiling_of(plan)
-
-
 @contextmanager
 def _loading(artifact: Artifact, request: Request, todo: list[Job], at_a_time: int) -> Iterator["Future[Backend]"]:
     """The network, loading in a thread of its own; after an exception nobody waits for it."""
     pool = ThreadPoolExecutor(1, "load")
     shape = None
     if len(todo) == 1 and not todo[0].dicom:  # whose headers take as long as they save
-        plan = _expected_plan(todo[0], artifact, request, at_a_time)
+        plan = expected_plan(todo[0], artifact, request, at_a_time)
         shape = None if plan is None else (1, len(artifact.spec.channels), *plan.tiling.window)
     try:
         yield pool.submit(load_network, artifact, request.device, request.computing, shape)
@@ -290,15 +192,6 @@ def _loading(artifact: Artifact, request: Request, todo: list[Job], at_a_time: i
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()
-
-
-def _expected_plan(job: Job, artifact: Artifact, request: Request, at_a_time: int) -> Plan | None:
-    """The plan of a scan; None where reading it will say what is wrong."""
-    try:
-        header = inspect(job, request.reading, artifact.spec)
-        return plan_header(header, artifact, request.computing, at_a_time=at_a_time)
-    except SegError:
-        return None
 
 
 def _status(results: list[Result]) -> int:
