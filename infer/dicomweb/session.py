@@ -30,13 +30,16 @@ class TooLong(Exception):
 
 
 @contextmanager
-def connected(address: Address, most: int, *, chunk: int = CHUNK) -> "Iterator[DICOMwebClient]":
+def connected(
+    address: Address, most: int, *, chunk: int = CHUNK, watch: "Callable[[Response], None] | None" = None
+) -> "Iterator[DICOMwebClient]":
     """A client of one PACS.
 
     Parameters
     ----------
     most : bytes that one answer may have.
     chunk : bytes sent or received at a time.
+    watch : is shown every answer, of which the client gives the content alone.
 
     Raises
     ------
@@ -59,6 +62,8 @@ def connected(address: Address, most: int, *, chunk: int = CHUNK) -> "Iterator[D
         session.max_redirects = 0
         session.headers["Accept-Encoding"] = "identity"  # nothing here is worth packing, and a bomb is packed
         session.hooks["response"] = [bounded(most)]
+        if watch is not None:
+            session.hooks["response"].append(lambda response, **_: watch(response))
         client = DICOMwebClient(address.root, session=session, timeout=TIMEOUT, chunk_size=chunk)
         client.set_http_retry_params(retry=False)  # it would repeat what cannot succeed, for half a minute
         yield client

@@ -19,13 +19,14 @@ from .session import TooLong, connected
 if TYPE_CHECKING:
     from dicomweb_client.web import DICOMwebClient
     from pydicom import Dataset
-    from requests import HTTPError
+    from requests import HTTPError, Response
 
 MOST_DATA = 1 << 34  # bytes of one series; a scan above --max-voxels is far below
 MOST_INDEX = 1 << 26
 WHOLE = 1 << 40  # chunk size that keeps an object in one piece: a retry could not send the pieces again
 REPEAT_AFTER = (1.0, 4.0, 16.0)  # seconds
 BUSY = (429, 503, 504)
+FAILURES = ("FailedSOPSequence", "OtherFailuresSequence")  # the latter of what the archive could not even name
 VOLUMES = ("CT", "MR", "PT")
 BOUNDARY = b"0f3cf5c0-70e0-41ef-baef-c6f9f65ec3e1"  # that dicomweb-client writes between objects
 
@@ -83,20 +84,35 @@ def store(address: Address, datasets: "Sequence[Dataset]") -> None:
         dataset.preamble = bytes(128)
         if BOUNDARY in _encoded(dataset):
             raise _refused(address, "the object holds the mark that ends an object")
-        answer = _send(address, dataset)
-        failed = answer.get("FailedSOPSequence") or []
-        stored = [item.ReferencedSOPInstanceUID for item in answer.get("ReferencedSOPSequence") or []]
-        if failed or (stored and dataset.SOPInstanceUID not in stored):
+        answer, silent = _send(address, dataset)
+        failed = [item for name in FAILURES for item in answer.get(name) or []]
+        stored = [item.get("ReferencedSOPInstanceUID") for item in answer.get("ReferencedSOPSequence") or []]
+        if failed:
             reasons = ", ".join(sorted({f"{int(item.get('FailureReason') or 0):04X}" for item in failed}))
-            raise _refused(address, f"the archive did not store the object ({reasons or 'it names another one'})")
+            raise _refused(address, f"the archive did not store the object ({reasons})")
+        if dataset.SOPInstanceUID not in stored and not silent:
+            why = "it names another one" if stored else "it does not say that it did"
+            raise _refused(address, f"the archive did not store the object ({why})")
 
 
-def _send(address: Address, dataset: "Dataset") -> "Dataset":
-    """Send one object. An archive that is busy or away for a moment gets it again: the work is done already."""
+def _send(address: Address, dataset: "Dataset") -> "tuple[Dataset, bool]":
+    """Send one object. An archive that is busy or away for a moment gets it again: the work is done already.
+
+    Returns
+    -------
+    What was stored and what was not (PS3.18 annex I), and whether the archive answered with the status 200 alone: some
+    do, where the standard has them name each stored object. No other status says that all is stored.
+    """
+    silent = False
+
+    def watch(response: "Response") -> None:
+        nonlocal silent
+        silent = response.status_code == 200 and not response.content
+
     for wait in (*REPEAT_AFTER, None):
         try:
-            with _errors(address, Exit.OUTPUT), connected(address, MOST_INDEX, chunk=WHOLE) as client:
-                return client.store_instances([dataset])
+            with _errors(address, Exit.OUTPUT), connected(address, MOST_INDEX, chunk=WHOLE, watch=watch) as client:
+                return client.store_instances([dataset]), silent
         except SegError as error:
             busy = any(f"status {code}" in error.found for code in BUSY)
             if wait is None or not (busy or error.code == "E-WEB-CONNECT"):

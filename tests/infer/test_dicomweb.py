@@ -408,6 +408,26 @@ def test_object_that_was_not_stored_is_an_error(answer: tuple[int, dict[str, str
     assert error.value.code in ("E-WEB-STORE", "E-WEB-STATUS")
 
 
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (as_json({"0008119A": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [0xA700]}}]}}, 202), "A700"),
+        (as_json({}), "does not say"),
+        (as_json({"00081190": {"vr": "UR", "Value": ["http://pacs/studies/1.2"]}}), "does not say"),
+        (as_json({"00081199": {"vr": "SQ", "Value": [{}]}}), "names another one"),
+        ((202, {}, b""), "does not say"),
+        ((204, {}, b""), "does not say"),
+    ],
+)
+def test_answer_that_does_not_name_the_object_as_stored_is_an_error(
+    answer: tuple[int, dict[str, str], bytes], words: str
+) -> None:
+    """PS3.18 annex I: each stored object is in ReferencedSOPSequence. An empty 200 is taken, see the tests below."""
+    with web(lambda _: answer) as port, pytest.raises(SegError, match=words) as error:
+        store(parse_address(f"dicomweb://{LOOPBACK}:{port}"), mr_series("a", 1))
+    assert code(error) == ("E-WEB-STORE", 30)
+
+
 def test_a_page_is_no_report_of_what_was_stored() -> None:
     page = (200, {"Content-Type": "text/html"}, b"<html>welcome</html>")
     with web(lambda _: page) as port, pytest.raises(SegError) as error:
