@@ -149,7 +149,7 @@ class Queue:
                 "SELECT digest, file FROM instance WHERE series = ? AND name = ?", (series, arrival.instance)
             ).fetchone()
             same = known is not None and known["digest"] == arrival.digest
-            if same and known["file"] is not None:
+            if same and known["file"] is not None and self.path(known["file"]).is_file():
                 return False
             file = self._keep(db, temporary, arrival.size)
             db.execute(

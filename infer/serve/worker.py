@@ -86,7 +86,7 @@ class Worker:
         to = receiver.aet if receiver else ""
         count, unknown = len(series.digests), inputs_digest(series.digests, "")
         try:
-            rule = fitting_rule(self._config.rules, read_facts(self._queue.path(series.files[0])))
+            rule = fitting_rule(self._config.rules, self._facts(series))
             if rule is None:
                 return Verdict("ignored", unknown, to)
             inputs = inputs_digest(series.digests, self._segmenter.identity(rule.model))
@@ -102,6 +102,17 @@ class Worker:
             message = "the sender listens nowhere. Fix: give its [[peer]] a port, or name a receiver with send_to."
             return Verdict("failed", inputs, to, rule.model, "E-SERVE-RECEIVER", message)
         return Verdict("ready", inputs, to, rule.model)
+
+    def _facts(self, series: Complete) -> Facts:
+        """Of its first object. A file that is gone or damaged since it was received is this series' failure alone."""
+        try:
+            return read_facts(self._queue.path(series.files[0]))
+        except Exception as error:
+            found, fix = (
+                f"a received object cannot be read ({log.place(error)})",
+                "check the disk, send the series again",
+            )
+            raise SegError("E-SERVE-READ", Exit.INPUT_MISSING, "", found, fix) from error
 
     # The job
 

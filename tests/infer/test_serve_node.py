@@ -1,6 +1,7 @@
 """The node on loopback: who gets in, what is taken, what becomes of it. Rows S01 to S10, D28, D29 and D39 of the
 reliability table, each by name."""
 
+import errno
 import json
 import random
 import socket
@@ -43,7 +44,9 @@ from pynetdicom import AE
 from seg.infer.serve import node as node_module
 from seg.infer.serve import service as serving
 from seg.infer.serve import wire
+from seg.infer.serve import worker as worker_module
 from seg.infer.serve.database import jobs
+from seg.infer.serve.objects import Facts, read_facts
 from seg.infer.serve.service import Service
 
 Start = Callable[..., Service]
@@ -545,6 +548,37 @@ def test_poisoned_series_fails_alone(start: Start, pacs: FakePacs) -> None:
     assert found["E-INTERNAL"]["runs"] == found["E-LIMIT-MEMORY"]["runs"] == 2
     text = json.dumps(get(f"http://{LOOPBACK}:{service.web.port}/queue"))
     assert "a slice is missing" in text
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut", "unreadable"])
+def test_received_file_that_cannot_be_read_is_its_series_failure_alone(
+    start: Start, pacs: FakePacs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    """And when the series is sent again, what is gone is taken again."""
+    service = start(waits={"released": 1.5})
+    store(service.node.port, mr_series("a"))
+    path = tmp_path / "state" / "files" / "1.dcm"
+    if damage == "removed":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:400])
+    else:
+
+        def failing(asked: Path) -> Facts:
+            if asked == path:
+                raise OSError(errno.EIO, "Input/output error")
+            return read_facts(asked)
+
+        monkeypatch.setattr(worker_module, "read_facts", failing)
+    store(service.node.port, mr_series("b"))
+    wait_for(lambda: states(service) == ["failed", "done"], 15)
+    (failed,) = [job for job in jobs(service.queue.database) if job["state"] == "failed"]
+    assert failed["code"] == "E-SERVE-READ"
+    assert "send the series again" in failed["message"]
+    if damage == "removed":
+        store(service.node.port, mr_series("a"))
+        wait_for(lambda: states(service) == ["failed", "done", "done"], 15)
+        assert seen(service) == [4, 4]
 
 
 # Watching
