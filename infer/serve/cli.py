@@ -29,7 +29,8 @@ def seg_serve(
     version: version_option = False,
 ) -> None:  # fmt: skip
     """Receive series by C-STORE, segment them, store the DICOM SEG back. Ends with SIGTERM; loses nothing when killed."""
-    if (config is None) == (model is None and not status):
+    ways = (config is not None) + (model is not None)
+    if ways > 1 or (ways == 0 and not status):
         raise typer.BadParameter("give --config FILE.toml, or --model and --peer")
     if config is not None:
         sources = {name: context.get_parameter_source(name) for name in FILED}

@@ -12,6 +12,7 @@ pytest.importorskip("pynetdicom", reason="needs the extra serve")
 from seg.infer.errors import SegError
 from seg.infer.serve.config import Config, parse_config, read_config
 from seg.infer.serve.objects import Facts
+from seg.infer.serve.queue import Queue
 from seg.infer.serve.worker import fitting_rule
 
 PEER = {"aet": "PACS", "host": "127.0.0.1", "port": 104}
@@ -105,6 +106,19 @@ def test_command_needs_a_peer_and_a_known_form() -> None:
     assert serve().returncode == 2
     done = serve("--config", "node.toml", "--port", "104")
     assert (done.returncode, "leave --port out" in done.stderr) == (2, True), done.stderr
+
+
+def test_status_finds_the_queue_by_the_file(tmp_path: Path) -> None:
+    Queue(tmp_path / "queue").close()
+    path = tmp_path / "node.toml"
+    path.write_text(
+        f'state = "{tmp_path}/queue"\n[[peer]]\naet = "P"\nhost = "127.0.0.1"\nport = 1\n[[rule]]\nmodel = "m"\n'
+    )
+    done = serve("--config", str(path), "--status")
+    assert (done.returncode, done.stdout) == (0, "arriving 0\n"), done.stderr
+    assert serve("--config", str(path), "--status", "--model", "m").returncode == 2
+    done = serve("--config", str(path), "--status", "--state", "elsewhere")
+    assert (done.returncode, "leave --state out" in done.stderr) == (2, True), done.stderr
 
 
 def test_help_imports_nothing_heavy() -> None:
