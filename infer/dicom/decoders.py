@@ -162,6 +162,19 @@ def decoder_for(syntax: str, bits: int, signed: bool) -> Decode:
     raise SegError("E-DCM-CODEC", Exit.INPUT_REFUSED, "", found, missing_extra("", "codecs").fix)
 
 
+def readable() -> list[str]:
+    """UIDs of the compressed transfer syntaxes that are read here, whatever the depth and sign; lossless ones first."""
+    found = []
+    for syntax in sorted(DECODERS, key=LOSSY.__contains__):
+        try:
+            for known in KNOWN_ANSWERS[syntax]:
+                decoder_for(syntax, known.bits, known.signed)
+        except SegError:
+            continue
+        found.append(syntax)
+    return found
+
+
 def known_answers(syntax: str, bits: int, signed: bool) -> list[KnownAnswer]:
     """Those of the same word size and sign; at least one for each syntax, of any kind if need be."""
     every = KNOWN_ANSWERS[syntax]

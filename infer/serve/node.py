@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pynetdicom._config as settings
 from pydicom import uid as uids
-from pydicom.pixels.decoders.base import get_decoder
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
 from pynetdicom.dimse_primitives import C_STORE
 
+from ..dicom.decoders import readable
 from ..errors import Exit, SegError
 from . import log
 from .arrivals import Arrivals
@@ -45,8 +45,6 @@ VOLUMES = (
     uids.LegacyConvertedEnhancedPETImageStorage,
 )
 PLAIN = (uids.ExplicitVRLittleEndian, uids.ImplicitVRLittleEndian)
-# Senders convert what is not taken.
-COMPRESSED = (uids.JPEG2000Lossless, uids.JPEGLSLossless, uids.JPEGLosslessSV1, uids.RLELossless)
 VERIFICATION = "1.2.840.10008.1.1"  # the SOP class of C-ECHO
 ROOM_FOR_HEADERS = 1 << 20  # of message units, beside the object
 
@@ -98,9 +96,9 @@ class Node:
         ae.maximum_associations = config.limits.associations
         ae.acse_timeout = ae.dimse_timeout = config.waits.network
         ae.network_timeout = config.waits.network + config.waits.quiet  # an idle one is told complete before it is cut
-        decodable = [syntax for syntax in COMPRESSED if get_decoder(syntax).is_available]
+        syntaxes = [*PLAIN, *readable()]  # of those a sender offers, the first; senders convert what is not taken
         for abstract in VOLUMES:
-            ae.add_supported_context(abstract, [*PLAIN, *decodable])
+            ae.add_supported_context(abstract, syntaxes)
         for other in AllStoragePresentationContexts:
             if other.abstract_syntax not in VOLUMES:
                 ae.add_supported_context(str(other.abstract_syntax), ALL_TRANSFER_SYNTAXES)

@@ -2,6 +2,7 @@
 reliability table, each by name."""
 
 import errno
+import functools
 import json
 import random
 import socket
@@ -39,8 +40,11 @@ from nodes import (
     write,
 )
 from pydicom import Dataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 from pynetdicom import AE
 
+from seg.infer.dicom import decoders
+from seg.infer.dicom.decoders import readable
 from seg.infer.serve import node as node_module
 from seg.infer.serve import service as serving
 from seg.infer.serve import wire
@@ -668,7 +672,36 @@ def test_only_volumes_are_kept(start: Start, pacs: FakePacs, tmp_path: Path) -> 
     assert [str(one.PatientID) for one in pacs.objects] == ["a"]
     assert list((tmp_path / "state" / "incoming").iterdir()) == []
     deflated = "1.2.840.10008.1.2.1.99"
-    assert deflated not in (*node_module.PLAIN, *node_module.COMPRESSED)
+    assert deflated not in (*node_module.PLAIN, *readable())
+
+
+def accepted(port: int, *syntaxes: str) -> list[str]:
+    """What the node takes of transfer syntaxes that are offered for one MR image together."""
+    ae = AE(ae_title="PACS")
+    ae.acse_timeout = 10
+    ae.add_requested_context(MRImageStorage, list(syntaxes))
+    association = ae.associate(LOOPBACK, port, ae_title="SEG")
+    found = [str(context.transfer_syntax[0]) for context in association.accepted_contexts]
+    association.release()
+    return found
+
+
+@pytest.mark.parametrize("extra", [True, False])
+def test_compressed_objects_are_taken_that_can_be_read(
+    start: Start, monkeypatch: pytest.MonkeyPatch, extra: bool
+) -> None:
+    """The toolkit's own decoders count, not pydicom's. What is lossy comes after what is not."""
+    pytest.importorskip("imagecodecs", reason="the extra codecs is not installed")
+    if not extra:
+        monkeypatch.setattr(decoders, "DECODERS", {**decoders.DECODERS, **dict.fromkeys(decoders.LOSSLESS, ())})
+        monkeypatch.setattr(decoders, "decoder_for", functools.cache(decoders.decoder_for.__wrapped__))
+    port = start().node.port
+    for syntax in decoders.DECODERS:
+        taken = extra or syntax not in decoders.LOSSLESS
+        assert accepted(port, syntax) == [syntax] * taken
+    assert accepted(port, decoders.JPEG_2000_LOSSY, decoders.JPEG_2000) == [decoders.JPEG_2000]
+    assert accepted(port, decoders.JPEG_2000, ExplicitVRLittleEndian) == [ExplicitVRLittleEndian]
+    assert accepted(port, "1.2.840.10008.1.2.1.99") == []
 
 
 def test_orthanc_sends_a_study_that_holds_its_segmentation(start: Start, tmp_path: Path) -> None:
