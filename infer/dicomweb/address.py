@@ -8,7 +8,7 @@ Orthanc. A name, a password or a token in the address is refused: a command line
 import ipaddress
 import re
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from ..errors import Exit, SegError
 
@@ -69,15 +69,15 @@ def parse_address(word: str) -> Address:
     ------
     SegError : E-WEB-ADDRESS, exit 2. The message does not repeat what may be a password.
     """
-    parts = urlsplit(word)
-    try:
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        raise _wrong(word, "has a port that is no number") from None
-    if "@" in parts.netloc:
+    if "@" in unquote(word):  # before anything is taken apart: a password may hold what ends a host
         raise _wrong("", "an address with a name or password is seen by all users", "put them into ~/.netrc")
     if "?" in word or "#" in word:
         raise _wrong("", "an address with a query may hold a secret that is seen by all users")
+    try:
+        parts = urlsplit(word)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        raise _wrong(word, "has a port that is no number, or a bracket too few") from None
     path = _PATH.fullmatch(parts.path)
     if path is None or _HOST.fullmatch(host) is None:
         raise _wrong(word, "is no address of a DICOMweb service, study or series")
