@@ -49,7 +49,10 @@ def _list_series(path: str | None) -> None:
     if path is not None:
         with guarded("seg-infer"):
             from .dicom.listing import table
+            from .dicomweb.address import is_address, parse_address
 
+            if is_address(path):
+                parse_address(path)  # one with a password must not be said to be no such file
             print(table(path))
         raise typer.Exit
 

@@ -15,6 +15,7 @@ from typing import Any
 from . import __version__
 from .atomic import atomic_text
 from .console import Terminated
+from .dicomweb.address import presentable
 from .errors import Exit, SegError, printable
 from .jobs import Job
 from .manifest import FileState, model_identity, portable
@@ -66,7 +67,7 @@ class Report:
             "versions": _versions(),
             "platform": _platform(),
             "model": model_identity(self.spec) if self.spec is not None else None,
-            "options": dict(self.options),
+            "options": _presentable(self.options),
             "scans_given": len(self.jobs),
             "scans": [_row(self.results[job.mask]) for job in self.jobs if job.mask in self.results],
             "peak_rss_bytes": _peak_rss(),
@@ -77,6 +78,15 @@ class Report:
     def write(self, path: str) -> None:
         """Replace `path`, atomically. Raises SegError E-OUT-*."""
         atomic_text(path, json.dumps(self.as_dict(), indent=1) + "\n")
+
+
+def _presentable(value: Any) -> Any:
+    """Options without what may be a secret: a report is kept, also of a call that was refused for it."""
+    if isinstance(value, Mapping):
+        return {name: _presentable(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_presentable(part) for part in value]
+    return presentable(value) if isinstance(value, str) else value
 
 
 def write_statistics(path: str, spec: ModelSpec, results: Sequence[Result]) -> None:

@@ -62,6 +62,17 @@ def is_address(word: str) -> bool:
     return bool(colon) and scheme.lower() in SCHEMES
 
 
+def holds_name(word: str) -> bool:
+    """Whether an address may have a name or password in it, wherever its @ is."""
+    return "@" in unquote(word)
+
+
+def presentable(word: str) -> str:
+    """A command-line word as records have it: an address that may hold a secret is its scheme alone."""
+    secret = is_address(word) and (holds_name(word) or "?" in word or "#" in word)
+    return f"{word.partition('://')[0]}://" if secret else word
+
+
 def parse_address(word: str) -> Address:
     """The parts of an address.
 
@@ -69,7 +80,7 @@ def parse_address(word: str) -> Address:
     ------
     SegError : E-WEB-ADDRESS, exit 2. The message does not repeat what may be a password.
     """
-    if "@" in unquote(word):  # before anything is taken apart: a password may hold what ends a host
+    if holds_name(word):  # before anything is taken apart: a password may hold what ends a host
         raise _wrong("", "an address with a name or password is seen by all users", "put them into ~/.netrc")
     if "?" in word or "#" in word:
         raise _wrong("", "an address with a query may hold a secret that is seen by all users")

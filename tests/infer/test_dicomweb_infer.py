@@ -179,3 +179,25 @@ def test_folder_that_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     with pytest.raises(SegError), fetched(f"dicomweb://{LOOPBACK}:{free_port()}/studies/1.2"):
         pass
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["dicomweb://anna:s3c/ret@pacs/studies/1.2", "HTTPS://anna:s3cret@pacs:80a/x", "http://pacs/x?token=s3cret"],
+)
+def test_no_password_is_repeated_on_stderr_or_in_the_report(tmp_path: Path, model: str, address: str) -> None:
+    report, lines = tmp_path / "report.json", tmp_path / "list.txt"
+    lines.write_text(f"{address}\n")
+    for words in (
+        (address, "-o", "x.nii.gz"),
+        ("scan.nii.gz", "-o", address),
+        ("a", "b", "-o", address),
+        ("scan.nii.gz", "-o", "x", "--triton", address),
+        ("--from", str(lines), "-o", "out"),
+        ("--list", address),
+    ):
+        done = infer(*words, "-m", model, "--report", str(report), cwd=tmp_path)
+        text = done.stdout + done.stderr + (report.read_text() if report.exists() else "")
+        assert done.returncode == 2, text
+        assert not [secret for secret in ("anna", "s3c") if secret in text], text
+        report.unlink(missing_ok=True)
