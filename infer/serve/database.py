@@ -120,8 +120,9 @@ def counts(database: Database) -> dict[str, int]:
 def jobs(database: Database, most: int = 1000) -> list[dict[str, Any]]:
     """The newest jobs, as shown to people. `count`: objects of the series; `changed`: seconds since 1970."""
     rows = database.all(
-        "SELECT job.id, series.name AS series, series.sender, receiver, model, count, job.state, runs, code, message,"
-        " changed FROM job JOIN series ON series.id = job.series ORDER BY job.id DESC LIMIT ?",
+        r"SELECT job.id, series.name AS series, replace(series.sender, '\', ', ') AS sender, receiver, model, count,"
+        " job.state, runs, code, message, changed"
+        " FROM job JOIN series ON series.id = job.series ORDER BY job.id DESC LIMIT ?",
         most,
     )
     return [dict(row) for row in rows]

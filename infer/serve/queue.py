@@ -21,6 +21,10 @@ from .database import NAME, Database
 
 UNDER_WAY = ("ready", "running", "sending")
 
+ALL_SENDERS = (  # that sent the series since it was settled; between them a backslash, which no AE title has
+    r"CASE WHEN state = 'settled' THEN excluded.sender WHEN instr('\' || sender || '\', '\' || excluded.sender || '\')"
+    r" THEN sender ELSE sender || '\' || excluded.sender END"
+)
 UNKEPT_SECONDS = 10.0  # before a job is run again whose end could not be kept
 
 
@@ -47,11 +51,12 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Complete:
-    """A series that counts as complete. `missing`: objects that were deleted after an earlier job."""
+    """A series that counts as complete. `senders`: peers that sent some of it since it was settled last. `missing`:
+    objects that were deleted after an earlier job."""
 
     id: int
     name: str
-    sender: str
+    senders: tuple[str, ...]
     touched: float
     expected: int | None
     digests: tuple[str, ...]
@@ -141,7 +146,7 @@ class Queue:
         with self.database.transaction() as db:
             series = db.execute(
                 "INSERT INTO series(name, sender, expected, touched, state) VALUES (?, ?, ?, ?, 'open')"
-                " ON CONFLICT(name) DO UPDATE SET sender = excluded.sender, touched = excluded.touched, state = 'open',"
+                f" ON CONFLICT(name) DO UPDATE SET sender = {ALL_SENDERS}, touched = excluded.touched, state = 'open',"
                 " expected = coalesce(excluded.expected, expected) RETURNING id",
                 (arrival.series, arrival.sender, arrival.expected, now),
             ).fetchone()["id"]
@@ -193,44 +198,28 @@ class Queue:
         digests = tuple(sorted(instance["digest"] for instance in instances))
         files = tuple(sorted(instance["file"] for instance in instances if instance["file"] is not None))
         missing = len(instances) - len(files)
-        return Complete(row["id"], row["name"], row["sender"], row["touched"], row["expected"], digests, files, missing)
+        senders = tuple(row["sender"].split("\\"))
+        return Complete(row["id"], row["name"], senders, row["touched"], row["expected"], digests, files, missing)
 
     def finished(self, inputs: str, receiver: str) -> bool:
         """Whether these inputs were segmented, or will be, for this receiver."""
         row = self.database.one("SELECT state FROM job WHERE inputs = ? AND receiver = ?", inputs, receiver)
         return row is not None and row["state"] in (*UNDER_WAY, "done")
 
-    def settle(self, series: Complete, verdict: Verdict, now: float) -> bool:
-        """Make the job of a complete series, once for the same inputs and receiver.
+    def settle(self, series: Complete, verdicts: Sequence[Verdict], now: float) -> list[Verdict]:
+        """Make the jobs of a complete series, one for each receiver, once for the same inputs and receiver.
 
         A job that failed, or was set aside, starts again: to send a series again is to ask again.
 
         Returns
         -------
-        bool
-            False when there was nothing new to do, also because more of the series has come.
+        Those that there is something to do for now; none also because more of the series has come.
         """
         with self.database.transaction() as db:
             same = "UPDATE series SET state = 'settled' WHERE id = ? AND touched = ?"
             if not db.execute(same, (series.id, series.touched)).rowcount:
-                return False
-            made = (verdict.inputs, verdict.receiver)
-            old = db.execute("SELECT id, state FROM job WHERE inputs = ? AND receiver = ?", made).fetchone()
-            if old and old["state"] in (*UNDER_WAY, "done"):
-                return False
-            if old and old["state"] == "undelivered":
-                db.execute("UPDATE job SET state = 'sending', runs = 0, due = ? WHERE id = ?", (now, old["id"]))
-                return True
-            if old:
-                db.execute("DELETE FROM job WHERE id = ?", (old["id"],))
-            why = (verdict.model, len(series.digests), verdict.state, now, now, verdict.code, verdict.message)
-            job = db.execute(
-                "INSERT INTO job(series, inputs, receiver, model, count, state, due, changed, code, message)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (series.id, *made, *why),
-            ).lastrowid
-            db.executemany("INSERT INTO job_file VALUES (?, ?)", [(job, file) for file in series.files])
-        return True
+                return []
+            return [verdict for verdict in verdicts if _make(db, series, verdict, now)]
 
     # Segmenting
 
@@ -357,6 +346,27 @@ class Queue:
         for path in (*self.files.iterdir(), *self.incoming.iterdir()):
             if path.parent != self.files or path.name not in known:
                 path.unlink()
+
+
+def _make(db: sqlite3.Connection, series: Complete, verdict: Verdict, now: float) -> bool:
+    """The job of a verdict. False: there is one already."""
+    made = (verdict.inputs, verdict.receiver)
+    old = db.execute("SELECT id, state FROM job WHERE inputs = ? AND receiver = ?", made).fetchone()
+    if old and old["state"] in (*UNDER_WAY, "done"):
+        return False
+    if old and old["state"] == "undelivered":
+        db.execute("UPDATE job SET state = 'sending', runs = 0, due = ? WHERE id = ?", (now, old["id"]))
+        return True
+    if old:
+        db.execute("DELETE FROM job WHERE id = ?", (old["id"],))
+    why = (verdict.model, len(series.digests), verdict.state, now, now, verdict.code, verdict.message)
+    job = db.execute(
+        "INSERT INTO job(series, inputs, receiver, model, count, state, due, changed, code, message)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (series.id, *made, *why),
+    ).lastrowid
+    db.executemany("INSERT INTO job_file VALUES (?, ?)", [(job, file) for file in series.files])
+    return True
 
 
 def _sync(folder: Path) -> None:

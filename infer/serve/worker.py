@@ -69,8 +69,9 @@ class Worker:
     # Which job
 
     def _settle(self, series: Complete) -> None:
-        verdict = self._judge(series)
-        if self._queue.settle(series, verdict, self._clock()):
+        """Each peer that sent it gets a result, but one receiver not two."""
+        verdicts = {made.receiver: made for made in (self._judge(series, sender) for sender in series.senders)}
+        for verdict in self._queue.settle(series, list(verdicts.values()), self._clock()):
             log.event(
                 "series-complete",
                 series=series.name,
@@ -80,9 +81,9 @@ class Worker:
                 code=verdict.code,
             )
 
-    def _judge(self, series: Complete) -> Verdict:
-        """What is to become of a series."""
-        receiver = self._config.receiver(series.sender)
+    def _judge(self, series: Complete, sender: str) -> Verdict:
+        """What is to become of a series that a peer sent."""
+        receiver = self._config.receiver(sender)
         to = receiver.aet if receiver else ""
         count, unknown = len(series.digests), inputs_digest(series.digests, "")
         try:

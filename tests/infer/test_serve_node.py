@@ -149,6 +149,22 @@ def test_result_goes_to_the_named_receiver(start: Start, pacs: FakePacs) -> None
     wait_for(lambda: pacs.uids)
 
 
+def test_each_of_two_senders_of_a_series_gets_its_result(start: Start, pacs: FakePacs) -> None:
+    """Also where both send it before it is settled; a named receiver gets it once."""
+    with FakePacs("OTHER") as other:
+        peers = [{"aet": one.aet, "host": LOOPBACK, "port": one.port} for one in (pacs, other)]
+        service = start(peer=peers, waits={"released": 1.5})
+        for aet in ("PACS", "OTHER"):
+            assert store(service.node.port, mr_series("a"), aet=aet) == [0] * 4
+        wait_for(lambda: states(service) == ["done", "done"], 20)
+        assert pacs.uids == other.uids
+        assert len(pacs.uids) == 1
+        assert {(job["sender"], job["receiver"]) for job in jobs(service.queue.database)} == {
+            ("PACS, OTHER", "PACS"),
+            ("PACS, OTHER", "OTHER"),
+        }
+
+
 def test_sender_that_listens_nowhere_is_told_in_the_queue(start: Start, pacs: FakePacs) -> None:
     service = start(peer=[{"aet": "SCANNER", "host": LOOPBACK}, {"aet": "PACS", "host": LOOPBACK, "port": pacs.port}])
     store(service.node.port, mr_series("a"), aet="SCANNER")

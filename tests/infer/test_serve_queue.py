@@ -28,12 +28,19 @@ def queue(tmp_path: Path) -> Iterator[Queue]:
 
 
 def bring(
-    queue: Queue, instance: str, *, now: float = 0.0, digest: str = "", series: str = "s", **more: object
+    queue: Queue,
+    instance: str,
+    *,
+    now: float = 0.0,
+    digest: str = "",
+    series: str = "s",
+    sender: str = "PACS",
+    **more: object,
 ) -> bool:
     """One object arrives."""
     temporary = queue.incoming / "tmp"
     temporary.write_bytes(instance.encode())
-    return queue.accept(Arrival(series, instance, digest or f"d{instance}", 1, "PACS", **more), temporary, now)  # type: ignore[arg-type]
+    return queue.accept(Arrival(series, instance, digest or f"d{instance}", 1, sender, **more), temporary, now)  # type: ignore[arg-type]
 
 
 def ready(series: Complete, inputs: str = "i") -> Verdict:
@@ -42,7 +49,7 @@ def ready(series: Complete, inputs: str = "i") -> Verdict:
 
 def settle(queue: Queue, now: float, inputs: str = "i") -> bool:
     (series,) = queue.complete(WAITS, now)
-    return queue.settle(series, ready(series, inputs), now)
+    return bool(queue.settle(series, [ready(series, inputs)], now))
 
 
 def states(queue: Queue) -> list[str]:
@@ -85,6 +92,20 @@ def test_object_that_is_here_is_not_taken_again(queue: Queue) -> None:
     assert found.digests == ("other",)
 
 
+def test_all_senders_of_a_series_are_known_until_it_is_settled(queue: Queue) -> None:
+    for sender in ("PACS", "PAC", "PACS", "WS 1"):
+        bring(queue, "1", sender=sender)
+    (series,) = queue.complete(WAITS, 100)
+    assert series.senders == ("PACS", "PAC", "WS 1")
+    made = [Verdict("ready", "i", sender, "m") for sender in series.senders]
+    assert queue.settle(series, made, 100) == made
+    assert queue.settle(series, made, 100) == []
+    assert states(queue) == ["ready"] * 3
+    bring(queue, "1", sender="PAC", now=101)
+    (series,) = queue.complete(WAITS, 200)
+    assert series.senders == ("PAC",)
+
+
 def test_job_runs_once_for_the_same_inputs(queue: Queue) -> None:
     bring(queue, "1")
     assert settle(queue, 100)
@@ -122,7 +143,7 @@ def test_slice_that_comes_while_the_verdict_is_made_is_not_left_out(queue: Queue
     bring(queue, "1")
     (series,) = queue.complete(WAITS, 100)
     bring(queue, "2", now=100)
-    assert not queue.settle(series, ready(series), 100)
+    assert not queue.settle(series, [ready(series)], 100)
     (series,) = queue.complete(WAITS, 200)
     assert len(series.files) == 2
 
@@ -147,7 +168,7 @@ def test_poisoned_job_waits_behind_the_others_and_is_given_up(tmp_path: Path) ->
             for series in ("bad", "good"):
                 bring(queue, series, series=series)
                 (found,) = queue.complete(WAITS, 100)
-                queue.settle(found, ready(found, series), 100)
+                queue.settle(found, [ready(found, series)], 100)
         job = queue.claim(1000)
         assert job is not None
         assert job.inputs == ("bad" if attempt != 1 else "good")
@@ -211,7 +232,7 @@ def test_forget_deletes_inputs_of_ended_jobs_only(queue: Queue) -> None:
     for series in ("done", "waits"):
         bring(queue, series, series=series)
         (found,) = queue.complete(WAITS, 100)
-        queue.settle(found, ready(found, series), 100)
+        queue.settle(found, [ready(found, series)], 100)
     job = queue.claim(100)
     assert job is not None
     queue.finish(job, [], 150)
