@@ -8,9 +8,9 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from ..errors import Exit, SegError
 
@@ -44,7 +44,7 @@ class Entry:
 
 
 class Store:
-    """The entries below one path, readable in any order.
+    """The entries below one path, readable in any order; a member of a zip file is inflated once if it is read forward.
 
     Attributes
     ----------
@@ -54,6 +54,7 @@ class Store:
 
     def __init__(self, path: str, entries: list[Entry], archive: zipfile.ZipFile | None = None) -> None:
         self.path, self.entries, self._archive = path, entries, archive
+        self._open: tuple[Entry, IO[bytes]] | None = None  # the member that was read last
 
     def read(self, entry: Entry, start: int, count: int) -> bytes:
         """At most `count` bytes from `start` on; fewer only at the end.
@@ -67,18 +68,33 @@ class Store:
                 with open(entry.path, "rb", buffering=0) as file:
                     file.seek(start)
                     return _read(file, count)
-            assert self._archive is not None
-            with self._archive.open(entry.member) as stream:
-                stream.seek(start)
-                piece = stream.read(count)
-                while start + count >= entry.size and stream.read(1 << 16):
-                    pass  # the checksum is compared at the end of the stream
-                return piece
+            return self._inflate(entry, start, count)
         except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error) as error:
             found = f"cannot be unpacked ({type(error).__name__})"
             raise SegError("E-ZIP-DAMAGED", Exit.INPUT_CORRUPT, entry.name, found, COPY_AGAIN) from error
         except OSError as error:
             raise _unreadable(entry.name, error) from error
+
+    def _inflate(self, entry: Entry, start: int, count: int) -> bytes:
+        """Of a member: a seek backward begins again, so the stream stays open for a read further on."""
+        assert self._archive is not None
+        assert entry.member is not None
+        if self._open is not None and self._open[0] is not entry:
+            self.close()
+        stream = self._archive.open(entry.member) if self._open is None else self._open[1]
+        self._open = None  # what fails below is not read on
+        stream.seek(start)
+        piece = stream.read(count)
+        while start + count >= entry.size and stream.read(1 << 16):
+            pass  # the checksum is compared at the end of the stream
+        self._open = (entry, stream)
+        return piece
+
+    def close(self) -> None:
+        """Let go of the member that was read last."""
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
 
 
 def _read(file: BinaryIO, count: int) -> bytes:
@@ -122,8 +138,8 @@ def open_store(path: str) -> Iterator[Store]:
     except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
         found = "is a damaged zip file"
         raise SegError("E-ZIP-DAMAGED", Exit.INPUT_CORRUPT, path, found, COPY_AGAIN) from error
-    with archive:
-        yield Store(path, _members(path, archive, size), archive)
+    with archive, closing(Store(path, _members(path, archive, size), archive)) as store:
+        yield store
 
 
 def _walk(folder: str) -> Iterator[tuple[str, int]]:

@@ -112,7 +112,9 @@ def read_voxels(store: Store, frames: Sequence[Frame], layouts: dict[int, Layout
     dtype = next(iter(layouts.values())).dtype if plain else np.dtype(np.float32)
     volume: NDArray[np.generic] | None = None
     padding: dict[int, NDArray[np.bool_]] = {}
-    for place, (frame, values) in enumerate(zip(frames, _planes(store, frames, layouts), strict=True)):
+    order = _stored_order(frames)
+    for place, values in zip(order, _planes(store, [frames[place] for place in order], layouts), strict=True):
+        frame = frames[place]
         if modality == "CT":
             _find_padding(frame, values, layouts[id(frame.header)], place, padding)
         if volume is None:
@@ -126,6 +128,12 @@ def read_voxels(store: Store, frames: Sequence[Frame], layouts: dict[int, Layout
     if any(frame.header.syntax in LOSSY or text(frame.header, "LossyImageCompression") == "01" for frame in frames):
         notes.append("the scan was compressed with loss")
     return Voxels(volume.transpose(2, 1, 0), slope, intercept, tuple(notes))
+
+
+def _stored_order(frames: Sequence[Frame]) -> list[int]:
+    """The places of the frames, object by object as they lie there: what is compressed is unpacked forward, once."""
+    objects = {id(frame.header): place for place, frame in reversed(list(enumerate(frames)))}
+    return sorted(range(len(frames)), key=lambda place: (objects[id(frames[place].header)], frames[place].index))
 
 
 def _planes(store: Store, frames: Sequence[Frame], layouts: dict[int, Layout]) -> Iterator[NDArray[np.generic]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import run
-from dicom_files import write_series
+from dicom_files import enhanced_dataset, save, write_series
 from known import boxes
 
 from seg.infer.dicom import files
@@ -73,6 +73,31 @@ def test_what_else_a_zip_file_holds(tmp_path: Path, slices: list[Path]) -> None:
     scan = read(str(archive))
     np.testing.assert_array_equal(scan.volume.voxels[0], boxes())
     assert "set aside: 2 files that are not DICOM" in scan.header.notes
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_multiframe_member_is_unpacked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int, turned: bool
+) -> None:
+    """Its frames in slice order, backward or shuffled: what is unpacked is its header and once the whole of it."""
+    voxels = np.random.default_rng(0).integers(0, 3000, (64, 64, 64)).astype(np.int16)
+    order = np.arange(64)[::-1].tolist() if turned else np.random.default_rng(1).permutation(64).tolist()
+    plain = save(tmp_path / "e.dcm", enhanced_dataset(voxels, order=order))
+    archive = pack(tmp_path / "scan.zip", [plain], ["e.dcm"], kind)
+    unpacked = 0
+    original = zipfile.ZipExtFile._read1  # type: ignore[attr-defined]
+
+    def counted(stream: zipfile.ZipExtFile, count: int) -> bytes:
+        nonlocal unpacked
+        data: bytes = original(stream, count)
+        unpacked += len(data)
+        return data
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "_read1", counted)
+    scan = read(str(archive))
+    np.testing.assert_array_equal(scan.volume.voxels[0], voxels)
+    assert unpacked < 2 * plain.stat().st_size + (1 << 18)
 
 
 def refused(path: Path, code: str, status: int, says: str = "") -> None:
