@@ -12,6 +12,7 @@ equally large ones it may be the other.
 """
 
 import json
+import os
 import shutil
 import tempfile
 from dataclasses import asdict
@@ -33,12 +34,16 @@ METADATA = Path("configs", "metadata.json")
 
 
 def refuse_bundle(folder: str, overwrite: bool) -> None:
-    """Raise unless `folder` is free, or is a bundle that may be replaced.
+    """Raise unless `folder` can be made, or is a bundle that may be replaced.
 
     Raises
     ------
-    SegError : E-OUT-EXISTS.
+    SegError : E-OUT-DIR, E-OUT-EXISTS.
     """
+    parent = Path(folder).parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        found = f"{parent} is not a folder that can be written"
+        raise SegError("E-OUT-DIR", Exit.OUTPUT, folder, found, "choose another place")
     if not Path(folder).exists() or (overwrite and (Path(folder) / METADATA).is_file()):
         return
     fix = "choose another name" if overwrite else "choose another name, or for a bundle pass --overwrite"

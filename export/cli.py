@@ -73,10 +73,17 @@ def seg_export(
         if output is not None and not engine:
             export_run(source, output, options, overwrite, quiet)
             return
-        if engine:
-            from .tensorrt_ import tensorrt_here
+        if engine and output is not None:
+            from .tensorrt_ import refuse_engine, tensorrt_here
 
             tensorrt_here()
+            refuse_engine(output, overwrite)
+        elif bundle is not None:
+            from .bundle import refuse_bundle
+
+            refuse_bundle(bundle, overwrite)
+        elif triton is not None and os.path.isdir(source):
+            _refuse_triton(source, triton, triton_backend, triton_half, overwrite)
         with artifact_of(source, options, quiet) as path:
             if triton is not None:
                 _to_triton(path, triton, triton_backend, triton_half, overwrite, quiet)
@@ -150,6 +157,19 @@ def _three(text: str | None, option: str) -> tuple[int, int, int] | None:
         raise typer.BadParameter(f"{option} takes three whole numbers, found {text!r}")
     a, b, c = map(int, words)
     return a, b, c
+
+
+def _refuse_triton(run: str, folder: str, backend: "TritonBackendName", half: bool, overwrite: bool) -> None:
+    """What would be refused once the run is exported."""
+    from pathlib import Path
+
+    from seg.infer.spec import ModelSpec
+    from seg.train.run import read_config
+
+    from .triton import refuse_repository
+
+    spec = ModelSpec.from_dict(read_config(Path(run))["spec"])
+    refuse_repository(run, spec, folder, backend, half=half, overwrite=overwrite)
 
 
 def _to_triton(path: str, folder: str, backend: "TritonBackendName", half: bool, overwrite: bool, quiet: bool) -> None:

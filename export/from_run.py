@@ -45,8 +45,8 @@ class Options:
         return card_entries(self.card) if self.card is not None else {}
 
 
-def export_run(run: str, output: str, options: Options, overwrite: bool, quiet: bool) -> None:
-    """Write `output`, .onnx or .pt2, from the run.
+def export_run(run: str, output: str, options: Options, overwrite: bool, quiet: bool, kept: bool = True) -> None:
+    """Write `output`, .onnx or .pt2, from the run; a file that is not kept is told under the run's name.
 
     Raises
     ------
@@ -74,26 +74,31 @@ def export_run(run: str, output: str, options: Options, overwrite: bool, quiet: 
         from .program import export_program
 
         _, parity = export_program(module, spec, output)
-        _tell(output, parity, quiet)
+        _tell(output, output, parity, quiet)
         return
     prove = _prover(module, run, options, quiet)
     if options.precision == "int8":
-        _export_int8(module, spec, run, output, options, prove, quiet)
+        _export_int8(module, spec, run, output, options, prove, quiet, kept)
         return
     from .onnx_ import export
 
     half = options.precision == "fp16"
     _, parity = export(module, spec, output, features=options.features, half=half, prove=prove)
-    _tell(output, parity, quiet)
+    _tell(output, output if kept else run, parity, quiet)
 
 
-def _tell(output: str, parity: "Parity", quiet: bool) -> None:
+def _tell(output: str, name: str, parity: "Parity", quiet: bool) -> None:
     if not quiet:
         say(
-            f"{output}: {os.path.getsize(output) / 1e6:.1f} MB, differs from torch by {parity.error:.1e} "
+            f"{name}: {os.path.getsize(output) / 1e6:.1f} MB, differs from torch by {parity.error:.1e} "
             f"of the logits' range, labels equal on {100 * parity.labels:.4f} %"
         )
-        say(f"next: seg-infer scan.nii.gz -o mask.nii.gz -m {output}")
+        if name == output:
+            _tell_next(output)
+
+
+def _tell_next(output: str) -> None:
+    say(f"next: seg-infer scan.nii.gz -o mask.nii.gz -m {output}")
 
 
 def _prover(module: "nn.Module", run: str, options: Options, quiet: bool) -> "Callable[[str], None]":
@@ -125,6 +130,7 @@ def _export_int8(
     options: Options,
     prove: "Callable[[str], None]",
     quiet: bool,
+    kept: bool,
 ) -> None:
     import tempfile
     from pathlib import Path
@@ -147,10 +153,11 @@ def _export_int8(
     if not quiet:
         size = os.path.getsize(output)
         say(
-            f"{output}: {size / 1e6:.1f} MB, {100 * size / before:.0f} % of fp32; "
+            f"{output if kept else run}: {size / 1e6:.1f} MB, {100 * size / before:.0f} % of fp32; "
             f"calibrated on {len(calibration)} scans"
         )
-        say(f"next: seg-infer scan.nii.gz -o mask.nii.gz -m {output}")
+        if kept:
+            _tell_next(output)
 
 
 @contextmanager
@@ -164,7 +171,7 @@ def artifact_of(source: str, options: Options, quiet: bool) -> Iterator[str]:
     if os.path.isdir(source):
         with tempfile.TemporaryDirectory(prefix="seg-export-") as folder:
             path = os.path.join(folder, "model.onnx")
-            export_run(source, path, options, overwrite=False, quiet=True)
+            export_run(source, path, options, overwrite=False, quiet=quiet, kept=False)
             yield path
         return
     if options.of_runs or options.verify:

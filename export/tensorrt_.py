@@ -20,6 +20,7 @@ from seg.infer.backends.engine_file import EngineFile, EngineKey, read_engine, w
 from seg.infer.backends.tensorrt_ import key_here
 from seg.infer.compute import stored_precision
 from seg.infer.errors import Exit, SegError
+from seg.infer.outputs import refuse_unwritable
 from seg.infer.selftest import golden_error
 from seg.infer.spec import ModelSpec
 
@@ -109,6 +110,11 @@ def export_engine(source: str, path: str, options: BuildOptions, say: Say, *, ov
     write_engine(path, plan, key, artifact.spec, golden, overwrite=True)
     say(f"{path}: {len(plan) / 1e6:.1f} MB, differs from its artifact by {error:.1e} of the logits' range")
     return "built" if before is None else "rebuilt"
+
+
+def refuse_engine(path: str, overwrite: bool) -> None:
+    """Check before any work that an engine can be written; ours may be replaced. Raises SegError E-OUT-*."""
+    refuse_unwritable(path, overwrite or engine_of(path) is not None)
 
 
 def engine_of(path: str) -> EngineFile | None:

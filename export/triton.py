@@ -21,6 +21,7 @@ from seg.infer.atomic import atomic_text, output_error, refuse_existing
 from seg.infer.backends.triton_ import model_name
 from seg.infer.errors import Exit, SegError
 from seg.infer.outputs import make_folder
+from seg.infer.spec import ModelSpec
 
 TritonBackendName = Literal["onnxruntime", "python", "tensorrt"]
 
@@ -51,11 +52,10 @@ def write_model_repository(
     SegError : E-TRITON-BACKEND when the backend cannot run this file, E-MODEL-*, E-OUT-*.
     """
     artifact = load(path)
-    _refuse_backend(artifact, backend, half)
+    refuse_repository(path, artifact.spec, folder, backend, half=half, overwrite=overwrite)
     model = model_name(artifact.spec)
     home = Path(folder) / model
     make_folder(str(home))
-    refuse_existing(str(home / "config.pbtxt"), overwrite)
     version = 1 + max((int(p.name) for p in home.iterdir() if p.name.isdigit()), default=0)
     _write_version(artifact, home / str(version), backend)
     try:
@@ -66,15 +66,25 @@ def write_model_repository(
     return model
 
 
-def _refuse_backend(artifact: Artifact, backend: str, half: bool) -> None:
-    plan = artifact.path.endswith((".engine", ".plan"))
-    if plan != (backend == "tensorrt") or not (plan or artifact.path.endswith(".onnx")):
+def refuse_repository(
+    path: str, spec: ModelSpec, folder: str, backend: TritonBackendName, *, half: bool, overwrite: bool
+) -> None:
+    """Check before any work that a model can be added; makes the repository. `path` may be a run, exported as .onnx.
+
+    Raises
+    ------
+    SegError : E-TRITON-BACKEND, E-OUT-*.
+    """
+    plan = path.endswith((".engine", ".plan"))
+    if plan != (backend == "tensorrt") or not (plan or path.endswith(".onnx") or os.path.isdir(path)):
         expected = "a TensorRT plan" if backend == "tensorrt" else "an .onnx artifact"
         fix = "choose the backend with --triton-backend: onnxruntime or python for .onnx, tensorrt for a plan"
-        raise SegError("E-TRITON-BACKEND", Exit.USAGE, artifact.path, f"is not for {backend}", fix, expected)
+        raise SegError("E-TRITON-BACKEND", Exit.USAGE, path, f"is not for {backend}", fix, expected)
     if half and backend != "python":
         found, fix = f"{backend} sends what the graph gives, float32", "use --triton-backend python, or leave it out"
-        raise SegError("E-TRITON-BACKEND", Exit.USAGE, artifact.path, found, fix, "the python backend")
+        raise SegError("E-TRITON-BACKEND", Exit.USAGE, path, found, fix, "the python backend")
+    make_folder(folder)
+    refuse_existing(str(Path(folder) / model_name(spec) / "config.pbtxt"), overwrite)
 
 
 def _write_version(artifact: Artifact, target: Path, backend: str) -> None:

@@ -206,6 +206,45 @@ def test_the_note_is_one_line(run: Run, trained: Path, tmp_path: Path) -> None:
     assert run(folder, "-o", out, "--overwrite", "-q") == (0, "")
 
 
+@pytest.mark.parametrize("target", ["--triton", "--bundle"])
+def test_what_is_handed_on_is_told_as_a_file_is(run: Run, trained: Path, tmp_path: Path, target: str) -> None:
+    """Note and figures of the export, without the name of a file that is not kept; nothing with -q."""
+    folder = unfinished(edited(trained, tmp_path / "run"))
+    status, text = run(folder, target, tmp_path / "target")
+    assert status == 0
+    lines = text.splitlines()
+    assert lines[0].startswith("note: the run is unfinished, at step 3 of 5")
+    assert lines[1].startswith(f"{folder}: ")
+    assert "differs from torch by" in lines[1]
+    assert "model.onnx" not in text
+    assert sum(line.startswith("next: ") for line in lines) == 1
+    assert run(folder, target, tmp_path / "target", "--overwrite", "-q") == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("target", "code"),
+    [
+        (["--triton", "models"], "E-OUT-EXISTS"),
+        (["--triton", "free", "--triton-half"], "E-TRITON-BACKEND"),
+        (["--triton", "free", "--triton-backend", "tensorrt"], "E-TRITON-BACKEND"),
+        (["--bundle", "models"], "E-OUT-EXISTS"),
+        (["--bundle", "none/bundle"], "E-OUT-DIR"),
+        (["-o", "mine.engine", "--trt"], "E-OUT-EXISTS"),
+        (["-o", "none/m.engine", "--trt"], "E-OUT-DIR"),
+    ],
+)
+def test_a_target_is_refused_before_the_run_is_exported(
+    run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: list[str], code: str
+) -> None:
+    monkeypatch.setattr("seg.export.tensorrt_.tensorrt_here", lambda: None)
+    monkeypatch.setattr("seg.export.run.load_run", lambda *_, **__: pytest.fail("work before the refusal"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    (tmp_path / "models" / "tiny" / "config.pbtxt").write_text("mine")
+    (tmp_path / "mine.engine").write_text("mine")
+    refused(run, 2 if code == "E-TRITON-BACKEND" else 30, code, trained, *target)
+
+
 def refused(run: Run, status: int, code: str, *arguments: object) -> None:
     found, text = run(*arguments)
     assert found == status
