@@ -1,6 +1,7 @@
 """seg-export: from a trained run to one self-describing file."""
 
 import os
+import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from .triton import TritonBackendName
 
 ENGINES = (".engine", ".plan")
+SCANS, WORKSPACE = 12, "4G"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -32,7 +34,7 @@ def seg_export(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder that seg-train wrote; for an engine, --triton, --bundle and --all also an exported file or a shipped model.")],
     output: Annotated[str | None, typer.Option("-o", "--output", metavar="MODEL", help="File to write: .onnx; .engine or .plan for TensorRT; .pt2 for a PyTorch program that runs here alone.", show_default=False)] = None,
     triton: Annotated[str | None, typer.Option(metavar="DIR", help="Add the model to a Triton server's model repository.")] = None,
-    triton_backend: Annotated[Literal["onnxruntime", "python", "tensorrt"], typer.Option(help="What runs it there: the server's ONNX Runtime, our engine in its Python backend, or its TensorRT (for a plan).")] = "onnxruntime",
+    triton_backend: Annotated[Literal["onnxruntime", "python", "tensorrt"] | None, typer.Option(help="What runs it there: the server's ONNX Runtime, our engine in its Python backend, or its TensorRT (for a plan).", show_default="onnxruntime")] = None,
     triton_half: Annotated[bool, typer.Option("--triton-half", help="Half the traffic, in float16; python backend.")] = False,
     bundle: Annotated[str | None, typer.Option(metavar="DIR", help="Write a MONAI bundle, which runs without seg-toolkit.")] = None,
     all_forms: Annotated[str | None, typer.Option("--all", metavar="DIR", help="Write every form that can be made here, each proven, and a table of them.")] = None,
@@ -41,12 +43,12 @@ def seg_export(
     features: Annotated[bool, typer.Option("--features", help="Offer the features too: less memory with many classes.")] = False,
     precision: Annotated[Literal["fp32", "fp16", "int8"], typer.Option(help="fp16 is half the size; int8 a quarter and faster on CPUs, it needs --calibration.")] = "fp32",
     calibration: Annotated[str | None, typer.Option(metavar="DIR", help="Scans of the kind that the model will see; the training folder is a good choice.")] = None,
-    scans: Annotated[int, typer.Option(min=1, help="Scans to calibrate on, taken evenly from that folder.")] = 12,
+    scans: Annotated[int | None, typer.Option(min=1, help="Scans to calibrate on, taken evenly from that folder.", show_default=str(SCANS))] = None,
     verify: Annotated[str | None, typer.Option(metavar="DIR", help="Whole scans, best with labels: the file through OpenVINO, ONNX Runtime and onnx.reference against torch.")] = None,
     trt: Annotated[bool, typer.Option("--trt", help="Build a TensorRT engine for the GPU of this machine; -o ends in .engine or .plan.")] = False,
     trt_profile: Annotated[str | None, typer.Option(metavar="MIN,OPT,MAX", help="Windows (2D: slices) computed at once. Default: 1,2,4 (2D: 1,16,32).")] = None,
     trt_window: Annotated[str | None, typer.Option(metavar="X,Y,Z", help="The engine's window in voxels. Default: that of the training.")] = None,
-    workspace: Annotated[str, typer.Option(metavar="SIZE", help="Memory TensorRT may use beside the tensors: 512M, 4G.")] = "4G",
+    workspace: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory TensorRT may use beside the tensors: 512M, 4G.", show_default=WORKSPACE)] = None,
     timing_cache: Annotated[str | None, typer.Option(metavar="FILE", help="Keep TensorRT's measurements: later builds are faster.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")] = False,
@@ -56,17 +58,20 @@ def seg_export(
 ) -> None:  # fmt: skip
     """Export the student network, proven against torch before it is kept, or hand a model to a server."""
     with guarded("seg-export", debug):
-        if sum(target is not None for target in (output, triton, bundle, all_forms)) != 1:
-            raise typer.BadParameter("give one of -o MODEL, --triton DIR, --bundle DIR and --all DIR")
-        if all_forms is None and (precision == "int8" and os.path.isdir(source)) != (calibration is not None):
-            raise typer.BadParameter("--precision int8 and --calibration DIR go together")
-        if all_forms is not None and precision != "fp32":
-            raise typer.BadParameter("--all writes every precision: leave --precision out")
         engine = output is not None and output.endswith(ENGINES)
-        tuned = any(x is not None for x in (trt_profile, trt_window, timing_cache))
-        if (trt or tuned) and not engine:
-            raise typer.BadParameter("--trt and its options go with -o MODEL.engine")
-        options = Options(card, largest_component, features, precision, calibration, scans, verify)
+        tuning, calibrates = (trt_profile, trt_window, workspace, timing_cache), calibration is not None
+        for wrong, what in (
+            (sum(x is not None for x in (output, triton, bundle, all_forms)) != 1, "give one of -o MODEL, --triton DIR, --bundle DIR and --all DIR"),
+            (all_forms is None and (precision == "int8" and os.path.isdir(source)) != calibrates, "--precision int8 and --calibration DIR go together"),
+            (all_forms is not None and precision != "fp32", "--all writes every precision: leave --precision out"),
+            ((trt or tuning != (None,) * 4) and not engine, "--trt and its options go with -o MODEL.engine"),
+            ((triton_backend is not None or triton_half) and triton is None, "--triton-backend and --triton-half go with --triton DIR"),
+            (scans is not None and not calibrates, "--scans goes with --calibration DIR"),
+        ):  # fmt: skip
+            if wrong:
+                raise typer.BadParameter(what)
+        options = Options(card, largest_component, features, precision, calibration, scans or SCANS, verify)
+        backend = triton_backend or "onnxruntime"
         if all_forms is not None:
             _to_all(source, all_forms, options, overwrite, quiet)
             return
@@ -74,23 +79,18 @@ def seg_export(
             export_run(source, output, options, overwrite, quiet)
             return
         if engine and output is not None:
-            from .tensorrt_ import refuse_engine, tensorrt_here
-
-            tensorrt_here()
-            refuse_engine(output, overwrite)
+            _refuse_engine(output, overwrite)
         elif bundle is not None:
-            from .bundle import refuse_bundle
-
-            refuse_bundle(bundle, overwrite)
+            _refuse_bundle(bundle, overwrite)
         elif triton is not None and os.path.isdir(source):
-            _refuse_triton(source, triton, triton_backend, triton_half, overwrite)
+            _refuse_triton(source, triton, backend, triton_half, overwrite)
         with artifact_of(source, options, quiet) as path:
             if triton is not None:
-                _to_triton(path, triton, triton_backend, triton_half, overwrite, quiet)
+                _to_triton(path, triton, backend, triton_half, overwrite, quiet)
             elif bundle is not None:
                 _to_bundle(path, bundle, overwrite, quiet)
             elif output is not None:
-                _to_engine(path, output, (trt_profile, trt_window, workspace, timing_cache), overwrite, quiet)
+                _to_engine(path, output, tuning, overwrite, quiet)
 
 
 def _to_all(source: str, folder: str, options: Options, overwrite: bool, quiet: bool) -> None:
@@ -128,7 +128,7 @@ def _to_all(source: str, folder: str, options: Options, overwrite: bool, quiet: 
 
 
 def _to_engine(
-    path: str, output: str, given: tuple[str | None, str | None, str, str | None], overwrite: bool, quiet: bool
+    path: str, output: str, given: tuple[str | None, str | None, str | None, str | None], overwrite: bool, quiet: bool
 ) -> None:
     from seg.infer.cli import memory_size
 
@@ -139,7 +139,7 @@ def _to_engine(
     options = BuildOptions(
         _three(profile, "--trt-profile"),
         _three(window, "--trt-window"),
-        memory_size(workspace, "--workspace") or 0,
+        memory_size(workspace or WORKSPACE, "--workspace") or 0,
         timing_cache,
     )
     done = export_engine(path, output, options, (lambda _: None) if quiet else say, overwrite=overwrite)
@@ -157,6 +157,19 @@ def _three(text: str | None, option: str) -> tuple[int, int, int] | None:
         raise typer.BadParameter(f"{option} takes three whole numbers, found {text!r}")
     a, b, c = map(int, words)
     return a, b, c
+
+
+def _refuse_engine(path: str, overwrite: bool) -> None:
+    from .tensorrt_ import refuse_engine, tensorrt_here
+
+    tensorrt_here()
+    refuse_engine(path, overwrite)
+
+
+def _refuse_bundle(folder: str, overwrite: bool) -> None:
+    from .bundle import refuse_bundle
+
+    refuse_bundle(folder, overwrite)
 
 
 def _refuse_triton(run: str, folder: str, backend: "TritonBackendName", half: bool, overwrite: bool) -> None:
@@ -187,9 +200,12 @@ def _to_bundle(path: str, folder: str, overwrite: bool, quiet: bool) -> None:
 
     write_bundle(path, folder, overwrite=overwrite)
     if not quiet:
+        home = shlex.quote(folder.rstrip("/") or folder)
         say(
-            f"next: see {folder}/docs/README.md, or python -m monai.bundle run --config_file {folder}/configs/inference.json"
+            f"next: python -m monai.bundle run --config_file {home}/configs/inference.json "
+            f"--meta_file {home}/configs/metadata.json --bundle_root {home} --dataset_dir SCANS --output_dir MASKS"
         )
+        say(f"      {folder}/docs/README.md says what it needs")
 
 
 def main() -> NoReturn:

@@ -49,14 +49,14 @@ def facts(series: DicomSeries) -> dict[str, Any]:
     }
 
 
-def table(path: str, time_point: int | None = None) -> str:
+def table(path: str) -> str:
     """All series below a path, one line each, and what was set aside.
 
     Raises
     ------
     SegError : what makes the whole folder unreadable.
     """
-    study, candidates = survey(path, time_point)
+    study, candidates = survey(path)
     rows = [_TITLES, *(_row(candidate) for candidate in candidates)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_TITLES))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

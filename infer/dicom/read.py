@@ -115,7 +115,7 @@ def inspect(
         return _header(path, shape, affine, dtype, chosen.notes)
 
 
-def survey(path: str, time_point: int | None = None) -> tuple[Study, list[Candidate]]:
+def survey(path: str) -> tuple[Study, list[Candidate]]:
     """All series below a path, each with its geometry or what is wrong with it.
 
     Raises
@@ -124,7 +124,7 @@ def survey(path: str, time_point: int | None = None) -> tuple[Study, list[Candid
     """
     with open_store(path) as store:
         study = scan(store)
-        return study, [_candidate(store, one, time_point) for one in study.series]
+        return study, [_candidate(store, one, None) for one in study.series]
 
 
 def _candidate(store: Store, series: SeriesHeaders, time_point: int | None) -> Candidate:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -199,6 +200,30 @@ def test_slices_come_last_as_in_seg_infer(shape: tuple[int, int, int], mm: tuple
     back = move.inverse(turned)["image"]
     np.testing.assert_array_equal(back[0], voxels)
     np.testing.assert_array_equal(back.affine, image.affine)
+
+
+def test_the_command_that_is_printed_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As it stands there, from another folder, with a space in the bundle's name; scans and masks are put in."""
+    bundle, masks = tmp_path / "my bundle", tmp_path / "masks"
+    with pytest.raises(SystemExit):
+        app(["hippocampus", "--bundle", f"{bundle}/"])
+    said = capsys.readouterr().err
+    assert f"{bundle}/docs/README.md" in said.replace("//", "/")
+    command = shlex.split(next(line for line in said.splitlines() if line.startswith("next: ")).removeprefix("next: "))
+    assert command[:4] == ["python", "-m", "monai.bundle", "run"]
+    voxels = np.random.default_rng(0).normal(300, 50, (20, 24, 20)).astype(np.float32)
+    save(tmp_path / "scans" / "a.nii.gz", voxels, np.eye(4))
+    places = {"SCANS": str(tmp_path / "scans"), "MASKS": str(masks)}
+    masks.mkdir()
+    done = subprocess.run(
+        [sys.executable, *(places.get(word, word) for word in command[1:])],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=masks,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (masks / "a_seg.nii.gz").is_file()
 
 
 def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

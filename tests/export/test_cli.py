@@ -327,5 +327,25 @@ def test_a_card_writes_its_own_entries_alone(run: Run, trained: Path, tmp_path: 
     assert not (tmp_path / "m.onnx").exists()
 
 
+@pytest.mark.parametrize(
+    ("target", "option"),
+    [
+        ("-o", ["--triton-half"]),
+        ("-o", ["--triton-backend", "onnxruntime"]),
+        ("-o", ["--workspace", "4G"]),
+        ("-o", ["--scans", "12"]),
+        ("--all", ["--triton-backend", "python"]),
+        ("--all", ["--triton-half"]),
+        ("--all", ["--scans", "3"]),
+        ("--bundle", ["--triton-half"]),
+    ],
+)
+def test_options_that_would_do_nothing(run: Run, tmp_path: Path, target: str, option: list[str]) -> None:
+    """Told before the source is looked at, also where the value is what it is by itself."""
+    status, text = run(tmp_path / "none", target, tmp_path / "m.onnx", *option)
+    assert (status, option[0] in text or "--trt and its options" in text) == (2, True), text
+    assert not list(tmp_path.iterdir())
+
+
 def test_missing_arguments(run: Run) -> None:
     assert run()[0] == 2

@@ -10,7 +10,6 @@ from commands import run
 from dicom_files import on, setting, uid, write_series
 from known import boxes, plain_spec
 
-from seg.infer.dicom.listing import table
 from seg.infer.dicom.read import DicomOptions, read, survey
 from seg.infer.dicom.select import contrast_words, model_modality, unsuited
 from seg.infer.errors import SegError
@@ -138,7 +137,6 @@ def test_the_table(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[5] == "set aside: 1 files that are not DICOM"
     assert "Doe" not in "".join(lines)
     assert "thorax" not in "".join(lines)
-    assert table(str(study), 2).splitlines()[4].endswith("volume")
 
 
 def test_the_table_of_what_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
