@@ -9,7 +9,7 @@ import onnx
 from seg.infer.artifact import DIGEST_KEY, Golden, digest_of, load
 from seg.infer.atomic import atomic_file
 from seg.infer.backends import ONNX_ENGINES, open_backend
-from seg.infer.selftest import TOLERANCE, golden_error
+from seg.infer.selftest import TOLERANCE, features_error, golden_error
 from seg.infer.spec import ModelSpec
 
 from . import fp16
@@ -74,6 +74,7 @@ def _write(content: bytes, path: str, golden: Golden, tolerance: float, prove: P
             backend = open_backend(engine, candidate, "cpu")
             error = golden_error(backend.run(golden.x.astype(np.float32)), golden.logits)
             backend.close()
+            error = max(error, features_error(load(candidate), golden, engine))
             if not error <= tolerance:
                 raise unequal(path, error, tolerance)
         prove(candidate)

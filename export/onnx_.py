@@ -22,7 +22,7 @@ from seg.infer.atomic import atomic_file, output_error
 from seg.infer.backends import ONNX_ENGINES, open_backend
 from seg.infer.classes import Head
 from seg.infer.errors import Exit, SegError
-from seg.infer.selftest import golden_error
+from seg.infer.selftest import features_error, golden_error
 from seg.infer.spec import ModelSpec
 from seg.train.networks import run_windows
 
@@ -135,6 +135,7 @@ def _verify(module: nn.Module, path: str, shapes: Sequence[Sequence[int]], engin
     try:
         if artifact.golden is not None:
             worst = golden_error(backend.run(artifact.golden.x.astype(np.float32)), artifact.golden.logits)
+            worst = max(worst, features_error(artifact, artifact.golden, engine))
         for number, shape in enumerate(shapes):
             x = _noise((2, len(artifact.spec.channels), *shape), seed=number)
             with torch.inference_mode():

@@ -33,6 +33,11 @@ class Head:
     weight: Array
     bias: Array
 
+    def logits(self, features: Array) -> Array:
+        """(N, F, X, Y, Z) features -> (N, K, X, Y, Z), all at once: for small arrays."""
+        found: Array = np.einsum("kf,nfxyz->nkxyz", self.weight, features) + self.bias.reshape(1, -1, 1, 1, 1)
+        return found
+
     def to_text(self) -> str:
         """Printable form for the artifact's metadata."""
         k, f = self.weight.shape

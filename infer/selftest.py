@@ -1,7 +1,7 @@
 """`seg-infer --selftest MODEL`: does this machine compute what the exporting one did?
 
 The artifact carries an input and the logits that the training framework gave for it. Here every engine that is
-available runs the input.
+available runs the input. Where the graph offers its features too, the head must make the same logits of them.
 """
 
 import numpy as np
@@ -43,15 +43,18 @@ def _test(artifact: Artifact) -> None:
         raise SegError("E-MODEL-GOLDEN", Exit.MODEL, artifact.path, "has no golden pair to test with", fix)
     names = ONNX_ENGINES if engine_for(artifact.path) in ONNX_ENGINES else (engine_for(artifact.path),)
     errors: dict[str, float] = {}
-    for name in names:
-        found = _engine_error(name, artifact, artifact.golden)
+    for name, output in ((name, output) for name in names for output in outputs_of(artifact)):
+        if output == "features" and name not in errors:  # the engine is not here, and said so
+            continue
+        found = _engine_error(name, artifact, artifact.golden, output)
         if found is None:
             continue
-        errors[name], half = found
+        shown = name if output == "logits" else f"{name} from features"
+        errors[shown], half = found
         if half:  # a distance has the errors of two logits
             tolerance = 2 * tolerance + HALF_ROUNDING
-        verdict = "ok" if errors[name] <= tolerance else f"WRONG, at most {tolerance:g} is allowed"
-        print(f"{name} {precision}: error {errors[name]:.0e} of the logits' range, {verdict}", flush=True)
+        verdict = "ok" if errors[shown] <= tolerance else f"WRONG, at most {tolerance:g} is allowed"
+        print(f"{shown} {precision}: error {errors[shown]:.0e} of the logits' range, {verdict}", flush=True)
     if not errors:
         raise SegError("E-DEVICE", Exit.RUNTIME, "", "no engine runs on this machine", "install seg-toolkit again")
     if wrong := [name for name, error in errors.items() if not error <= tolerance]:
@@ -66,10 +69,26 @@ def _test(artifact: Artifact) -> None:
         )
 
 
-def _engine_error(name: str, artifact: Artifact, golden: Golden) -> tuple[float, bool] | None:
+def outputs_of(artifact: Artifact) -> tuple[str, ...]:
+    """The graph's outputs: the logits, and the features where there is a head for them."""
+    return ("logits",) if artifact.head is None else ("logits", "features")
+
+
+def features_error(artifact: Artifact, golden: Golden, engine: str) -> float:
+    """Error of the logits that the head makes of the features in an engine on the CPU; 0 without a head."""
+    if artifact.head is None:
+        return 0.0
+    backend = open_backend(engine, artifact.path, "cpu", output="features")
+    try:
+        return golden_error(artifact.head.logits(backend.run(golden.x.astype(np.float32))), golden.logits)
+    finally:
+        backend.close()
+
+
+def _engine_error(name: str, artifact: Artifact, golden: Golden, output: str) -> tuple[float, bool] | None:
     """Error of one engine and whether it answers in float16 distances, or None after saying that it is not here."""
     try:
-        backend = open_backend(name, artifact.path, "auto")
+        backend = open_backend(name, artifact.path, "auto", output=output)
     except SegError as error:
         if error.code not in _ABSENT:
             raise
@@ -77,6 +96,8 @@ def _engine_error(name: str, artifact: Artifact, golden: Golden) -> tuple[float,
         return None
     try:
         logits, half = backend.run(golden.x.astype(np.float32)), getattr(backend, "half", False)
+        if output == "features" and artifact.head is not None:
+            logits = artifact.head.logits(logits)
         if half and logits.shape == golden.logits.shape:  # of distances to the largest logit, that one is known
             logits = logits - logits.max(axis=1, keepdims=True) + golden.logits.max(axis=1, keepdims=True)
         return golden_error(logits, golden.logits), half

@@ -14,10 +14,13 @@ import torch
 from onnx import numpy_helper
 
 from seg.export import onnx_
+from seg.export.derived import write_copy
+from seg.export.head import offer_features
 from seg.export.onnx_ import GOLDEN_EXTENT, OPSET, Parity, export, verify
 from seg.infer import __version__
 from seg.infer.artifact import Artifact, load
 from seg.infer.backends import open_backend
+from seg.infer.classes import Head
 from seg.infer.errors import Exit, SegError
 from seg.infer.selftest import golden_error
 from seg.infer.spec import ModelSpec, Normalisation
@@ -64,6 +67,25 @@ def torch_logits(x: np.ndarray) -> np.ndarray:
     with torch.inference_mode():
         logits: np.ndarray = network().eval()(torch.from_numpy(x)).numpy()
     return logits
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_head_that_does_not_fit_the_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half: bool) -> None:
+    """The logits are right, and what the head makes of the features is not: no file is left. A right head passes."""
+    path = tmp_path / "m.onnx"
+    export(network(), SPEC, str(path), features=True, half=half)
+    assert load(str(path)).head is not None
+    write_copy(str(path), str(tmp_path / "copy.onnx"))
+    path.unlink()
+
+    def turned(proto: onnx.ModelProto) -> Head:
+        head = offer_features(proto)
+        return Head(-head.weight, head.bias + 1)
+
+    monkeypatch.setattr(onnx_, "offer_features", turned)
+    with pytest.raises(SegError, match="E-EXPORT-PARITY"):
+        export(network(), SPEC, str(path), features=True, half=half)
+    assert [p.name for p in tmp_path.iterdir()] == ["copy.onnx"]
 
 
 def test_parity_with_torch(exported: tuple[Path, ModelSpec, Parity]) -> None:

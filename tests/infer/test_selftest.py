@@ -1,6 +1,8 @@
 """`--selftest`: the golden pair through every engine that is here."""
 
+import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from commands import infer, run
 
 from seg.infer import selftest
 from seg.infer.artifact import Artifact, Golden, load, metadata_of
+from seg.infer.classes import Head
 from seg.infer.errors import SegError
 from seg.infer.selftest import golden_error
 from seg.infer.triton_server import halved
@@ -55,6 +58,31 @@ def test_the_tolerance(threshold_model: Model, capsys: pytest.CaptureFixture[str
     assert ("E-SELFTEST" in told.err) == bool(status)
 
 
+@pytest.mark.parametrize(("sign", "status"), [(1, 0), (-1, 21)])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_head_is_tried_on_the_features(
+    threshold_model: Model, capsys: pytest.CaptureFixture[str], sign: int, status: int, dims: int
+) -> None:
+    """Features are the image here; a head of the other sign gives other logits, though the graph's are right."""
+    path = threshold_model(dims=dims, window=(16, 16, 16 if dims == 3 else 1))
+    model, artifact = onnx.load(path), load(path)
+    weight, bias = (onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer)
+    model.graph.node.append(onnx.helper.make_node("Identity", ["image"], ["features"]))
+    axes = ["n", 1, *"xyz"[:dims]]
+    model.graph.output.append(onnx.helper.make_tensor_value_info("features", onnx.TensorProto.FLOAT, axes))
+    digest = hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
+    spec, head = replace(artifact.spec, graph_sha256=digest), Head(sign * weight.reshape(-1, 1), bias)
+    onnx.helper.set_model_props(model, metadata_of(spec, artifact.golden, head))
+    Path(path).write_bytes(model.SerializeToString(deterministic=True))
+    assert run("--selftest", path) == status
+    told = capsys.readouterr()
+    lines = [line for line in told.out.splitlines() if line.startswith("openvino")]
+    assert [line.split(": ")[0] for line in lines] == ["openvino fp32", "openvino from features fp32"]
+    assert lines[0].endswith("ok")
+    assert lines[1].endswith("is allowed" if status else "ok")
+    assert ("E-SELFTEST" in told.err and "from features" in told.err) == bool(status)
+
+
 def test_no_golden_pair(threshold_model: Model, capsys: pytest.CaptureFixture[str]) -> None:
     path = with_golden(threshold_model(), None)
     assert run("--selftest", path) == 20
@@ -95,7 +123,7 @@ def test_a_served_model_that_answers_in_half(
     logits = np.random.default_rng(1).normal(3, 8, (1, 3, 4, 4, 4)).astype(np.float32)
     spec = load(threshold_model((0.5, 1.5), card=card)).spec
     artifact = Artifact("triton://localhost:8001/threshold", spec, Golden(x, logits))
-    monkeypatch.setattr(selftest, "open_backend", lambda *_: Halved(logits, error))
+    monkeypatch.setattr(selftest, "open_backend", lambda *_, **__: Halved(logits, error))
     if good:
         selftest._test(artifact)
     else:
