@@ -184,6 +184,9 @@ def _members(path: str, archive: zipfile.ZipFile, size: int) -> list[Entry]:
         raise _too_many(path, f"{len(infos):,} members")
     entries = []
     for info in infos:
+        if not info.filename:
+            found = "has a member without a name"
+            raise SegError("E-ZIP-DAMAGED", Exit.INPUT_CORRUPT, path, found, COPY_AGAIN)
         parts = info.filename.replace("\\", "/").split("/")
         if info.is_dir() or any(part.startswith(".") and part not in (".", "..") for part in parts):
             continue

@@ -6,13 +6,13 @@ is read when there are any.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Exit, SegError
-from .header import EXPORT_AGAIN, Header, bad_tag, item, number, numbers, text, whole_number, words
+from .header import EXPORT_AGAIN, Header, bad_tag, item, items, number, numbers, text, whole_number, words
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -138,12 +138,13 @@ class Frame:
         )  # fmt: skip
 
 
+_PER_FRAME = "PerFrameFunctionalGroupsSequence"
 _LISTS = ("ImageType", "FrameType", "ConvolutionKernel")
 
 
 def is_multiframe(header: Header) -> bool:
     """Whether the object keeps its planes in functional groups."""
-    return "PerFrameFunctionalGroupsSequence" in header.dataset
+    return _PER_FRAME in header.dataset
 
 
 def frames_of(header: Header) -> list[Frame]:
@@ -154,7 +155,8 @@ def frames_of(header: Header) -> list[Frame]:
     SegError : E-DCM-TAG, E-DCM-PIXELS (exit 11), E-DCM-GEOMETRY, E-DCM-COLOUR (12).
     """
     count = whole_number(header, "NumberOfFrames")
-    groups = len(header.dataset.PerFrameFunctionalGroupsSequence) if is_multiframe(header) else 1
+    whole_number(header, "PixelRepresentation")  # pydicom asks for it with every sequence
+    groups = len(items(header, _PER_FRAME)) if is_multiframe(header) else 1
     if (1 if count is None else count) != groups:
         found = f"has {groups} descriptions of frames for NumberOfFrames {count}"
         raise SegError("E-DCM-PIXELS", Exit.INPUT_CORRUPT, header.name, found, EXPORT_AGAIN)
@@ -230,8 +232,8 @@ def _groups(header: Header, index: int) -> "tuple[Dataset, ...]":
     """The functional groups of a frame, its own before the shared ones; none for a single-frame object."""
     if not is_multiframe(header):
         return ()
-    shared: Any = header.dataset.get("SharedFunctionalGroupsSequence") or ()
-    return (header.dataset.PerFrameFunctionalGroupsSequence[index - 1], *shared[:1])
+    shared = items(header, "SharedFunctionalGroupsSequence")
+    return (items(header, _PER_FRAME)[index - 1], *shared[:1])
 
 
 def _place(

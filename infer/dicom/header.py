@@ -6,6 +6,7 @@ needed. Headers are read once, from the first bytes of a file, and keep no priva
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -238,11 +239,20 @@ def whole_number(header: Header, keyword: str, least: int = 0) -> int | None:
 
 def item(header: Header, keyword: str, dataset: "Dataset") -> "Dataset | None":
     """The first item of a sequence, or None. Raises SegError E-DCM-TAG."""
+    found = items(header, keyword, dataset)
+    return found[0] if found else None
+
+
+def items(header: Header, keyword: str, dataset: "Dataset | None" = None) -> "Sequence[Dataset]":
+    """The items of a sequence, none if it is absent or empty. Raises SegError E-DCM-TAG."""
+    from pydicom.sequence import Sequence as Items
+
     value = _value(header, keyword, dataset)
-    if value is None or isinstance(value, str) or not len(value):
-        return None
-    first: Dataset = value[0]
-    return first
+    if value is None or not len(value):
+        return ()
+    if not isinstance(value, Items):
+        raise bad_tag(header, keyword, "is no sequence", "a sequence")
+    return value
 
 
 def _value(header: Header, keyword: str, dataset: "Dataset | None") -> Any:

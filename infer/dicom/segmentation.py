@@ -165,7 +165,7 @@ def _thickness(series: DicomSeries) -> Any:
     """Of a slice in mm: what the header says, or the distance to the next."""
     try:
         stated = decimal(header_value(series, 0, "SliceThickness"))
-    except (TypeError, ValueError):
+    except Exception:  # whatever pydicom raises at a damaged element, which says nothing of where the slices are
         stated = 0.0
     return stated if 0 < stated < np.inf else decimal(np.linalg.norm(series.affine[:3, 2]))
 

@@ -468,3 +468,41 @@ def test_two_patients_in_one_folder(tmp_path: Path, threshold_model: Model) -> N
     np.testing.assert_array_equal(read(str(tmp_path / "s"), DicomOptions(series="2")).volume.voxels[0], boxes())
     shutil.rmtree(tmp_path / "s" / "b")
     np.testing.assert_array_equal(read(str(tmp_path / "s")).volume.voxels[0], boxes())
+
+
+def with_vr(path: Path, tag: bytes, vr: bytes) -> Path:
+    """The first element with the tag, as it stands in the file, gets another value representation."""
+    data = bytearray(path.read_bytes())
+    at = data.index(tag)
+    data[at + 4 : at + 6] = vr
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("vr", [b"ZZ", b"US", b"LO"])
+@pytest.mark.parametrize("tag", [b"\x28\x00\x03\x01", b"\x00\x52\x30\x92", b"\x00\x52\x29\x92"])
+def test_damaged_elements_of_an_enhanced_object(tmp_path: Path, tag: bytes, vr: bytes) -> None:
+    """PixelRepresentation, for which pydicom looks with every sequence, and the functional groups themselves."""
+    path = with_vr(save(tmp_path / "e.dcm", enhanced_dataset(boxes())), tag, vr)
+    if (tag, vr) == (b"\x28\x00\x03\x01", b"US"):
+        assert read(str(path)).volume.voxels.any()
+        return
+    with pytest.raises(SegError) as caught:
+        read(str(path))
+    assert caught.value.exit == 11, str(caught.value)
+
+
+@pytest.mark.parametrize("enhanced", [False, True])
+def test_a_damaged_thickness_stops_no_output(tmp_path: Path, threshold_model: Model, enhanced: bool) -> None:
+    """The SEG says the distance between slices instead, as where there is none."""
+    if enhanced:
+        source = save(tmp_path / "e.dcm", enhanced_dataset(boxes()))
+        with_vr(source, b"\x18\x00\x50\x00", b"ZZ")
+    else:
+        source = tmp_path / "s"
+        for path in write_series(source, boxes()):
+            with_vr(path, b"\x18\x00\x50\x00", b"ZZ")
+    out = tmp_path / "out.dcm"
+    assert run(str(source), "-o", str(out), "-m", threshold_model(), "-q") == 0
+    (shared,) = dcmread(out).SharedFunctionalGroupsSequence
+    assert shared.PixelMeasuresSequence[0].SliceThickness == pytest.approx(2.5)

@@ -152,6 +152,15 @@ def test_an_encrypted_member(tmp_path: Path, slices: list[Path]) -> None:
     refused(archive, "E-ZIP-REFUSED", 12, "is encrypted")
 
 
+def test_a_member_without_a_name(tmp_path: Path, slices: list[Path]) -> None:
+    """A name in the directory that begins with NUL is read as none."""
+    archive = pack(tmp_path / "scan.zip", slices, [f"{k}" for k in range(9)])
+    data = bytearray(archive.read_bytes())
+    data[data.index(b"PK\x01\x02") + 46] = 0
+    archive.write_bytes(data)
+    refused(archive, "E-ZIP-DAMAGED", 11, "without a name")
+
+
 def test_an_uncommon_compression(tmp_path: Path, slices: list[Path]) -> None:
     """LZMA and bzip2 have no bound on how much a byte may unpack to."""
     archive = pack(tmp_path / "scan.zip", slices, [f"{k}" for k in range(9)], zipfile.ZIP_LZMA)
