@@ -1,11 +1,9 @@
 """What a call of seg-infer asks for, and what of it masks and reports depend on."""
 
-import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .compute import ComputeOptions, largest_component
-from .dicomweb.address import is_address
 from .jobs import Form
 from .reading import ReadOptions
 from .spec import ModelSpec
@@ -47,8 +45,8 @@ class Request:
         return {"engine": engine, **computing, **reading, **forms}
 
     def told(self) -> dict[str, Any]:
-        """The arguments as reports have them: neither the UID of a series nor what may be a password."""
-        options = asdict(self) | {"scans": list(map(_hidden_secret, self.scans)), "output": _hidden_secret(self.output)}
+        """The arguments as reports have them, without the UID of a series."""
+        options = asdict(self)
         options["reading"]["series"] = hidden_series(self.reading.series)
         return options
 
@@ -60,11 +58,3 @@ def hidden_series(series: str | None) -> str | None:
     from .dicom.listing import pseudonym
 
     return pseudonym(series)
-
-
-def _hidden_secret(word: str) -> str:
-    """A word without what an address must not have: a name or password before an @, a query."""
-    if not is_address(word):
-        return word
-    scheme, _, place = re.split("[?#]", word)[0].partition("://")
-    return f"{scheme}://{'...@' if '@' in place else ''}{place.rpartition('@')[2]}"

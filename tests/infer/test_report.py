@@ -18,7 +18,6 @@ from seg.infer import __version__
 from seg.infer.artifact import load
 from seg.infer.console import Terminated
 from seg.infer.report import Report
-from seg.infer.request import Request
 
 Write = Callable[..., str]
 Model = Callable[..., str]
@@ -135,10 +134,3 @@ def test_signals_and_bugs_are_told_without_their_text() -> None:
     except KeyError as error:
         report.stop(error)
     assert CANARY not in json.dumps(report.as_dict())
-
-
-def test_reports_hold_no_secret_of_an_address() -> None:
-    words = ["dicomweb://anna:s3cr/et@pacs:8042/dicom-web/studies/1.2", "https://pacs/wado?token=abc", "a@b.nii.gz"]
-    told = Request(words, words[0]).told()
-    assert told["scans"] == ["dicomweb://...@pacs:8042/dicom-web/studies/1.2", "https://pacs/wado", "a@b.nii.gz"]
-    assert told["output"] == told["scans"][0]
