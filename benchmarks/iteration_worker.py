@@ -130,12 +130,14 @@ def make_loader(setting: dict[str, Any], device: Any, labeled: int, unlabeled: i
     """Batches as a training of the left atrium draws them, half of the scans labelled."""
     from seg.train.augment import WeakAugmentation
     from seg.train.loader import Data, Loader
+    from seg.train.loop import LoopConfig
     from seg.train.processes import Processes
 
     samples = scans(setting) if setting["data"] else phantoms(setting["volumes"])
     window = tuple(int(n) for n in setting["window"].split(","))
     data = Data(samples[: len(samples) // 2], samples[len(samples) // 2 :])
-    return Loader(data, labeled, unlabeled, window, 0.33, WeakAugmentation(), 0, device, Processes())
+    foreground, overhang = LoopConfig.foreground, LoopConfig.overhang
+    return Loader(data, labeled, unlabeled, window, foreground, overhang, WeakAugmentation(), 0, device, Processes())
 
 
 def phantoms(count: int) -> list[Any]:

@@ -6,6 +6,7 @@ have been read.
 
 from dataclasses import asdict
 from math import inf, nextafter
+from sys import float_info
 from typing import TYPE_CHECKING
 
 from seg.infer.errors import Exit, SegError
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 _NOT_NEGATIVE = (0.0, inf)
 _SHARE = (0.0, 1.0)
 _BELOW_ONE = (0.0, nextafter(1.0, 0.0))
-_ABOVE_ZERO = (nextafter(0.0, 1.0), inf)
+_LEAST = float_info.min  # less is 0 where denormals are, as in training
+_ABOVE_ZERO = (_LEAST, inf)
 _SOME = (1.0, inf)
 RANGES: dict[str, tuple[float, float]] = {  # closed; each element of a list must be inside
     "labeled_batch": _SOME,
@@ -34,7 +36,7 @@ RANGES: dict[str, tuple[float, float]] = {  # closed; each element of a list mus
     "others": (1.0, 2.0),
     "steepness": _ABOVE_ZERO,
     "pretraining": _SHARE,
-    "kept": (nextafter(0.0, 1.0), 1.0),
+    "kept": (_LEAST, 1.0),
     "feature_dropout": _BELOW_ONE,
     "ring": _SOME,
     "samples": _SOME,
@@ -48,7 +50,7 @@ RANGES: dict[str, tuple[float, float]] = {  # closed; each element of a list mus
     "up_share": _SHARE,
     "rounds": _SHARE,
     "scales": _ABOVE_ZERO,
-    "curriculum": (nextafter(0.0, 1.0), 1.0),
+    "curriculum": (_LEAST, 1.0),
     "rotation": (0.0, 180.0),
     "mirror": (0, 2),
     "foreground": _SHARE,

@@ -51,7 +51,8 @@ def test_steps_have_the_losses_of_a_cpu(name: str, monkeypatch: pytest.MonkeyPat
 
 def test_batches_of_the_side_stream_are_those_made_directly(tmp_path: Path) -> None:
     device, made = torch.device("cuda"), plain_loop(tmp_path).loader
-    common = (made.labeled, made.unlabeled, made.window, made.foreground, made.augmentation, made.seed, device)
+    placed = (made.window, made.foreground, made.overhang)
+    common = (made.labeled, made.unlabeled, *placed, made.augmentation, made.seed, device)
     ahead, direct = (Loader(made.data, *common, made.processes) for _ in range(2))
     for step in (0, 1, 2, 7):
         expected = direct.batch(step, *direct.draw(step)).batch
