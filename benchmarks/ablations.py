@@ -8,7 +8,7 @@ Of CrossMatch Tables 4 and 5 and Fig. 5 of its paper, and four more:
   threshold      confidence from which a voxel of the teacher counts
   reading        of that threshold: fixed as in the text, or as in the code
   labels         number of labelled cases, beside supervised training on the same ones
-  choices        the fast preset, and with one choice of it at a time as published, whatever --preset says
+  choices        the fast preset, and without one of its choices at a time, whatever --preset says
 
 Of HSTF, on V-Net, or with --network hstf, hstf_s or hstf2d under another --name:
 

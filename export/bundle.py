@@ -12,7 +12,6 @@ equally large ones it may be the other.
 """
 
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import asdict
@@ -25,6 +24,7 @@ from seg.infer.artifact import Artifact, load
 from seg.infer.atomic import output_error
 from seg.infer.cards import card_text
 from seg.infer.errors import Exit, SegError
+from seg.infer.outputs import refuse_parent
 from seg.infer.spec import ModelSpec
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
@@ -40,10 +40,7 @@ def refuse_bundle(folder: str, overwrite: bool) -> None:
     ------
     SegError : E-OUT-DIR, E-OUT-EXISTS.
     """
-    parent = Path(folder).parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        found = f"{parent} is not a folder that can be written"
-        raise SegError("E-OUT-DIR", Exit.OUTPUT, folder, found, "choose another place")
+    refuse_parent(folder)
     if not Path(folder).exists() or (overwrite and (Path(folder) / METADATA).is_file()):
         return
     fix = "choose another name" if overwrite else "choose another name, or for a bundle pass --overwrite"

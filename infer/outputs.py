@@ -69,11 +69,18 @@ def _is_ours(path: str) -> bool:
 
 def refuse_unwritable(path: str, overwrite: bool) -> None:
     """Check before any work that a side output can be written. Raises SegError E-OUT-DIR or E-OUT-EXISTS."""
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder) or not os.access(folder, os.W_OK) or os.path.isdir(path):
-        found = "is a folder" if os.path.isdir(path) else f"{folder} is not a folder that can be written"
-        raise SegError("E-OUT-DIR", Exit.OUTPUT, path, found, "choose another place")
+    refuse_parent(path)
+    if os.path.isdir(path):
+        raise SegError("E-OUT-DIR", Exit.OUTPUT, path, "is a folder", "choose another place")
     refuse_existing(path, overwrite)
+
+
+def refuse_parent(path: str) -> None:
+    """Raise SegError, E-OUT-DIR, where the folder around an output cannot be written."""
+    folder = os.path.dirname(path.rstrip(os.sep)) or "."
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        found = f"{folder} is not a folder that can be written"
+        raise SegError("E-OUT-DIR", Exit.OUTPUT, path, found, "choose another place")
 
 
 def make_folder(path: str) -> None:

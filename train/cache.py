@@ -70,20 +70,20 @@ class Store:
                     file.seek(start)
                     file.write(array.data)
             places = [(start, array.dtype.str, array.shape) for start, array in zip(starts, arrays, strict=True)]
-            self._facts(sample.id).write_text(json.dumps([places, small.slope, small.offset]))
+            self._record(sample.id).write_text(json.dumps([places, small.slope, small.offset]))
 
     def get(self, case: str) -> Sample:
         """A sample that was put, perhaps by another process, after the last one was."""
-        places, slope, offset = json.loads(self._facts(case).read_text())
-        image, label = [*(self._array(*place) for place in places), None][:2]
-        return Sample(case, image, label, slope, offset)  # type: ignore[arg-type] # there is an image
+        places, slope, offset = json.loads(self._record(case).read_text())
+        image, *label = (self._array(*place) for place in places)
+        return Sample(case, image, label[0] if label else None, slope, offset)
 
     def _array(self, start: int, dtype: str, shape: Sequence[int]) -> NDArray[Any]:
         if self._mapped is None:
             self._mapped = np.memmap(self._values, np.uint8, "r")
         return self._mapped[start : start + prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
 
-    def _facts(self, case: str) -> Path:
+    def _record(self, case: str) -> Path:
         return self._folder / f"{hashlib.sha256(case.encode(errors='surrogateescape')).hexdigest()[:16]}.json"
 
 

@@ -60,7 +60,8 @@ def prepare_job(
     say(
         f"{len(split.labeled)} labelled, {len(split.unlabeled)} unlabelled, {len(split.val)} validation cases; checking"
     )
-    if settings.distill is None and not split.unlabeled and method_config(settings).unlabeled_batch:
+    method = method_config(settings)
+    if settings.distill is None and not split.unlabeled and method.unlabeled_batch:
         say(f"warning: no unlabelled scans: {settings.method} takes the labelled ones in their place")
     channels = len(dataset.channel_names or ()) or 1
     checked = check_dataset(split, dataset.label_names, channels=channels)
@@ -79,7 +80,7 @@ def prepare_job(
     if settings.augmentation.get("rot90") and spec.window[0] != spec.window[1]:
         found = f"rot90 with a window of {times(spec.window)}"
         raise SegError("E-CONFIG", Exit.USAGE, "", found, "give a --window with X = Y, or leave rot90 out")
-    if method_config(settings).labeled_batch * prod(spec.window) == prod(spec.stride):
+    if method.labeled_batch * prod(spec.window) == prod(spec.stride):
         found = f"one window of {times(spec.window)} a step, a single voxel where the network is coarsest"
         raise SegError("E-CONFIG", Exit.USAGE, "", found, "give a larger --window, or --set labeled_batch=2")
     say(decided.describe())

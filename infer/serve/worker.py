@@ -109,10 +109,8 @@ class Worker:
         try:
             return read_facts(self._queue.path(series.files[0]))
         except Exception as error:
-            found, fix = (
-                f"a received object cannot be read ({log.place(error)})",
-                "check the disk, send the series again",
-            )
+            found = f"a received object cannot be read ({log.place(error)})"
+            fix = "check the disk, send the series again"
             raise SegError("E-SERVE-READ", Exit.INPUT_MISSING, "", found, fix) from error
 
     # The job

@@ -334,7 +334,7 @@ def test_cutmix_of_hstf_is_a_switch(name: str) -> None:
         config = replace(METHODS[name].Config(), burn_in=0.0, ramp_up=0.0, threshold=0.0, cutmix=cutmix)  # type: ignore[call-arg]
         torch.manual_seed(0)
         method = METHODS[name](VNet(width=2), config, 10)
-        found.append(sum(float(loss) for loss in method.losses(make_batch(config), 5).values()))
+        found.append(sum(loss.item() for loss in method.losses(make_batch(config), 5).values()))
     assert found[0] != pytest.approx(found[1], rel=1e-6)
 
 

@@ -104,6 +104,7 @@ class HstfConfig(MethodConfig):
 
 
 def refused(found: str, expected: str) -> SegError:
+    """The error for a setting that the method cannot follow."""
     return SegError("E-CONFIG", Exit.USAGE, "", f"[method] {found}", "correct the value", expected)
 
 
@@ -230,17 +231,18 @@ class Hstf(Method):
         zoom = self._zoom(batch)
         labeled = min(cfg.scaled_labeled, len(batch.x))
         taken = [number * len(batch.x) // labeled for number in range(labeled)]  # several processes have those of one
+        xs, ys = ([windows[n : n + 1] for n in taken] for windows in (batch.x, batch.y))  # no index goes to the device
         u = batch.u if cfg.csc != "augment" else batch.u[:0]
         if labeled + len(u) == 0:
             return {}
         with kept_statistics(self.student, not cfg.scaled_statistics):
-            levels = net.encode(zoom.image(torch.cat([batch.x[taken], u])))
+            levels = net.encode(zoom.image(torch.cat([*xs, u])))
             logits = net.decode(levels, head_dropout=False)
         zx, zu = logits.split_with_sizes([labeled, len(u)])
         inside = zoom.inside(device=u.device)
         found = {}
         if labeled:
-            y = zoom.label(batch.y[taken])
+            y = zoom.label(torch.cat(ys))
             keep = inside.expand(y.shape)
             entropy = (F.cross_entropy(zx.float(), y, reduction="none") * keep).sum() / keep.sum().clamp_min(1)
             p = zx.float().softmax(dim=1)
