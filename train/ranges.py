@@ -1,7 +1,7 @@
 """Ranges of the settings of method, augmentation and loop, by name; `settings.override` checks their types.
 
-What is not named here is at least 0. A value outside would train nonsense, or end in an error of torch's after the data
-have been read.
+What is not named here is at least 0; `ranges` of a method's configuration go before these. A value outside would train
+nonsense, or end in an error of torch's after the data have been read.
 """
 
 from dataclasses import asdict
@@ -31,9 +31,7 @@ RANGES: dict[str, tuple[float, float]] = {  # closed; each element of a list mus
     "gap": _BELOW_ONE,
     "threshold": _SHARE,
     "temperature": _ABOVE_ZERO,
-    "weight": _SHARE,
     "passes": (2.0, inf),
-    "others": (1.0, 2.0),
     "steepness": _ABOVE_ZERO,
     "pretraining": _SHARE,
     "kept": (_LEAST, 1.0),
@@ -61,9 +59,10 @@ RANGES: dict[str, tuple[float, float]] = {  # closed; each element of a list mus
 
 def refuse_out_of_range(config: "DataclassInstance", where: str) -> None:
     """Raise SegError, E-CONFIG, for the first value outside its range, NaN among them, and for an axis named twice."""
+    ranges = {**RANGES, **getattr(config, "ranges", {})}
     for name, value in asdict(config).items():
         values = value if isinstance(value, (tuple, list)) else (value,)
-        low, high = RANGES.get(name, _NOT_NEGATIVE)
+        low, high = ranges.get(name, _NOT_NEGATIVE)
         numbers = [v for v in values if isinstance(v, (int, float))]
         twice = name == "mirror" and len(set(values)) < len(values)
         if twice or not all(low <= v <= high for v in numbers):

@@ -327,6 +327,17 @@ def test_every_default_and_preset_is_in_range(name: str) -> None:
         refuse_bad_options(Settings((), "", method=name, preset=preset), Processes())
 
 
+def test_ranges_of_one_method_are_not_those_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`weight` of distillation is a share; a new method may have one above 1, or a range of its own."""
+    mine = example()["Mine"]
+    monkeypatch.setitem(METHODS, "mine", mine)
+    settings = Settings((), "", method="mine", method_options={"weight": 1.5})
+    refuse_bad_options(settings, Processes())
+    monkeypatch.setattr(mine.Config, "ranges", {"weight": (2.0, 3.0)})
+    with pytest.raises(SegError, match=r"weight is 1\.5, expected from 2 to 3"):
+        refuse_bad_options(settings, Processes())
+
+
 @pytest.mark.parametrize("name", ["hstf", "hstf_crossmatch"])
 def test_cutmix_of_hstf_is_a_switch(name: str) -> None:
     found = []

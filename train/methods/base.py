@@ -15,7 +15,7 @@ survive an interruption is a parameter or a buffer. A method that learns from ps
 `rules`; the loop makes and keeps them between steps.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import ClassVar, Literal
@@ -59,10 +59,12 @@ class MethodConfig:
     ----------
     least_unlabeled : unlabelled crops that the method needs in a step.
     cost : FLOP of a step a crop, in units of supervised training's: for estimates. Default: every crop once.
+    ranges : least and greatest value of settings that `seg.train.ranges` does not name, or has another range for.
     """
 
     least_unlabeled: ClassVar[int] = 0
     cost: ClassVar[float] = 1.0
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
 
     labeled_batch: int = 4
     unlabeled_batch: int = 0

@@ -12,7 +12,7 @@ the mean over voxels alone is mostly background.
 The teacher sees the augmented crop that the student sees: Beyer et al. (CVPR 2022) found targets of another view worse.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,6 +32,7 @@ class DistillConfig(MethodConfig):
     labeled_batch: int = 2
     unlabeled_batch: int = 2  # labelled scans lend their images where there are no others
     cost: ClassVar[float] = 2.3  # with a teacher of twice the width
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"weight": (0.0, 1.0)}
     dropout: float = 0.0  # a student too small to fit needs none
     temperature: float = 2.0  # Hinton's section 3: 2.5 to 4 is best for very small students, Liu et al. have 1
     weight: float = 0.7  # of the soft terms; section 2: "a considerably lower weight" for the hard one

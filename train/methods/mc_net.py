@@ -6,7 +6,7 @@ the authors call similar to MC-Net. Departure: the official loop keeps all proba
 the CPU; here they stay on the device, with the same values. Sharpened targets are not detached, as published.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain, permutations
 from typing import ClassVar, Literal, cast
@@ -34,6 +34,7 @@ class McNetConfig(MethodConfig):
     schedule: Literal["poly", "step", "constant"] = "constant"  # the official rate is computed and never set
     others: int = 1  # decoders beside the network's own
     cost: ClassVar[float] = 2.2
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"others": (1, 2)}
     supervised: float = 0.5  # --lamda
     consistency: float = 1.0  # --consistency
     ramp_up: float = 0.4  # 40 epochs of 150 iterations = 6000 of 15000
