@@ -60,9 +60,9 @@ BASELINE = "supervised"
 
 @dataclass(frozen=True)
 class Ablation:
-    """One option of the method and the values it takes; `option` None compares numbers of labels alone.
+    """One option of CrossMatch and the values it takes; `option` None compares numbers of labels alone.
 
-    `methods` holds names and what is trained, where rows differ in more than one option.
+    `methods` holds names and what is trained, for other methods and where rows differ in more than one option.
     """
 
     title: str

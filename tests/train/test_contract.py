@@ -232,9 +232,13 @@ def test_resumed_is_the_same_training(name: str, row: str | None, tmp_path: Path
 def test_deployed_exports_and_matches(name: str, row: str | None) -> None:
     """One input, one logits output; through torch.export, which the exporter to ONNX begins with, once of each kind.
 
-    The others have the same modules, and no hook or method of their own that would make them different.
+    The others have the same modules, and no hook or method of their own that would make them different. A step moves
+    every tensor of it: not so where nobody moves an average, or where the student is left in evaluation mode.
     """
-    method = trained(name, row, range(1)).method
+    new, method = build(name, row=row, dropout=0.5), trained(name, row, range(1)).method
+    assert [part.training for part in method.modules()] == [part.training for part in new.modules()]
+    pairs = zip(new.deployed().state_dict().items(), method.deployed().state_dict().values(), strict=True)
+    assert not [key for (key, before), after in pairs if torch.equal(before, after)]
     network, x = method.deployed().eval(), torch.randn(1, 1, 16, 16, 16)
     plain = VNet(width=2)
     assert [type(part) for part in network.modules()] == [type(part) for part in plain.modules()]
@@ -371,5 +375,15 @@ def test_the_worked_example_is_a_method(monkeypatch: pytest.MonkeyPatch, tmp_pat
     test_losses_are_finite("mine", None, 4, 2)
     test_unlabelled_scans_teach_the_student("mine", 2, 3)
     test_no_gradient_reaches_a_teacher("mine", None)
+    test_cost_is_that_of_a_step("mine")
     test_resumed_is_the_same_training("mine", None, tmp_path)
     test_deployed_exports_and_matches("mine", None)
+    test_no_unlabelled_crops_are_refused_where_they_teach("mine")
+    test_every_default_and_preset_is_in_range("mine")
+
+
+@pytest.mark.usefixtures("fixed_statistics")
+def test_the_worked_example_is_supervised_training_without_its_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "mine", example()["Mine"])
+    monkeypatch.setitem(WEIGHTS, "mine", ("weight",))
+    test_weight_0_is_supervised_training("mine")
