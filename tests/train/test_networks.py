@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -54,6 +56,40 @@ def test_table_names_stride_and_dims() -> None:
     for network in NETWORKS.values():
         assert len(network.stride) == 3  # type: ignore[attr-defined]
         assert network.dims in (2, 3)  # type: ignore[attr-defined]
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+@torch.no_grad()
+def test_its_parts_are_what_methods_take_them_for(name: str) -> None:
+    """`encode` and `decode` make the whole; levels halve and have the widths it says; a twin has weights of its own."""
+    torch.manual_seed(0)
+    network: Any = build_network(name, 2, 3, width=4, dropout=0.5).eval()
+    extent = [2 * stride for stride in network.stride[: network.dims]]
+    x = torch.randn(2, 2, *extent)
+    logits, levels = network(x), network.encode(x)
+    assert logits.shape == (2, 3, *extent)
+    for head_dropout in (True, False):
+        assert torch.equal(network.decode(levels, head_dropout), logits)
+        assert torch.equal(network.head(network.features(levels, head_dropout)), logits)
+    assert [level.shape[1:] for level in levels] == [
+        (width, *(n >> k for n in extent)) for k, width in enumerate(network.widths)
+    ]
+    assert [stage.shape[1:] for stage in network.pyramid(levels)] == [
+        (width, *(n >> k for n in extent)) for k, width in enumerate(network.stages)
+    ]
+    for k in range(len(levels)):
+        assert not torch.equal(network.decode(network.encode(x, {k: Doubled()})), logits)
+    for up in ("transposed", "linear", "nearest"):
+        twin = network.twin(up).eval()
+        assert (type(twin), twin.up_mode) == (type(network), up)
+        assert (twin.channels, twin.classes, twin.width) == (2, 3, 4)
+        assert twin(x).shape == logits.shape
+        assert not torch.equal(twin(x), logits)
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
