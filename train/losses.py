@@ -17,11 +17,12 @@ def soft_dice(p: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:
     Parameters
     ----------
     p, target : (N, ...) probability and target of one class.
-    keep : (N, ...) 0/1 weight; voxels with 0 do not count. Same value as dropping them by boolean indexing, without the
-        device synchronisation and sorted scatter of that.
+    keep : (N, ...) weight w in [0, 1] of a voxel in the three sums, wpt, wp^2 and wt^2. Same value as dropping voxels
+        of 0 by boolean indexing, without the device synchronisation and sorted scatter of that.
     """
-    t = target if keep is None else target * keep
-    q = p if keep is None else p * keep
+    root = None if keep is None else keep.sqrt()
+    t = target if root is None else target * root
+    q = p if root is None else p * root
     overlap, squares = summed(torch.stack([(q * t).sum(), (q * q).sum() + (t * t).sum()]))
     loss: Tensor = 1.0 - (2.0 * overlap + SMOOTH) / (squares + SMOOTH)
     return loss

@@ -35,6 +35,14 @@ def test_keep_equals_dropping_the_voxels() -> None:
     assert float(soft_dice(p, t, keep.float())) != pytest.approx(float(soft_dice(p, t)), abs=1e-3)
 
 
+def test_a_voxel_of_half_the_weight_counts_half() -> None:
+    """As often as its weight says, in sums of as many voxels."""
+    torch.manual_seed(0)
+    p, t, times = torch.rand(1, 50), torch.rand(1, 50), torch.randint(5, (50,))
+    repeated = soft_dice(p.repeat_interleave(times, dim=1), t.repeat_interleave(times, dim=1))
+    assert float(soft_dice(p, t, times[None] / 4)) == pytest.approx(float(repeated), abs=1e-5)
+
+
 def test_dice_loss_is_the_mean_over_foreground_classes() -> None:
     probability = torch.tensor([[0.2, 0.7], [0.5, 0.2], [0.3, 0.1]])  # (K, voxels)
     target = torch.tensor([[1, 2]])
