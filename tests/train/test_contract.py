@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from seg.infer.spec import ModelSpec, Normalisation
 from seg.train import methods
 from seg.train.config import refuse_bad_options
 from seg.train.losses import supervised_loss
-from seg.train.methods import METHODS, PRESETS, Batch, Distill, Method
+from seg.train.methods import METHODS, PRESETS, Batch, Distill, Method, base
 from seg.train.networks.unet import UNet2d
 from seg.train.networks.vnet import VNet
 from seg.train.processes import Processes
@@ -329,6 +329,13 @@ def test_values_that_would_train_nonsense_are_refused(method: str, value: str) -
 def test_every_default_and_preset_is_in_range(name: str) -> None:
     for preset in (None, *PRESETS.get(name, {})):
         refuse_bad_options(Settings((), "", method=name, preset=preset), Processes())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_takes_every_optimiser_and_schedule(name: str) -> None:
+    for option, kind in (("optimizer", base.Optimizer), ("schedule", base.Schedule)):
+        for value in get_args(kind):
+            refuse_bad_options(Settings((), "", method=name, method_options={option: value}), Processes())
 
 
 def test_ranges_of_one_method_are_not_those_of_another(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,9 @@ from seg.infer.errors import Exit, SegError
 from ..networks import Network
 from ..pseudo import Rules
 
+Optimizer = Literal["sgd", "nesterov", "adamw"]
+Schedule = Literal["poly", "step", "constant"]
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -69,10 +72,10 @@ class MethodConfig:
     labeled_batch: int = 4
     unlabeled_batch: int = 0
     dropout: float = 0.5  # V-Net's own, bottleneck and head
-    optimizer: Literal["sgd", "nesterov", "adamw"] = "adamw"
+    optimizer: Optimizer = "adamw"
     lr: float = 1e-3
     weight_decay: float = 1e-4
-    schedule: Literal["poly", "step", "constant"] = "poly"  # step: x0.1 every 2500 iterations
+    schedule: Schedule = "poly"  # step: x0.1 every 2500 iterations
     stretch: float = 1.0  # schedules end at this multiple of the run; CrossMatch's code stops at 14,000 of 17,000
     clip_norm: float = 0.0  # 0 is off
     betas: tuple[float, float] = (0.9, 0.999)  # of adamw

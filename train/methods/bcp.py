@@ -10,7 +10,7 @@ and projection heads that no loss reaches.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from seg.infer.errors import Exit, SegError
 from ..components import largest_component
 from ..ema import Ema
 from ..losses import one_hot
-from .base import Batch, Method, MethodConfig, in_training_mode
+from .base import Batch, Method, MethodConfig, Optimizer, Schedule, in_training_mode
 
 NO_WARM_UP = 1 << 30  # a step at which the average's rate is its final one
 
@@ -33,9 +33,9 @@ class BcpConfig(MethodConfig):
     labeled_batch: int = 4
     unlabeled_batch: int = 4
     cost: ClassVar[float] = 0.7
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Optimizer = "sgd"
     lr: float = 0.01
-    schedule: Literal["poly", "step", "constant"] = "step"
+    schedule: Schedule = "step"
     pretraining: float = 2000 / 17000  # share of the run
     ema: float = 0.99
     kept: float = 2 / 3  # side of the pasted block in units of the window's

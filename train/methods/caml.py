@@ -11,7 +11,7 @@ embeddings without the normalisation that the paper's cosine has: so does this.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from ..losses import linear_dice, weighted_mean
 from ..networks import Network
 from ..ramp import ramped
 from ..voxels import flat_channels, mlp, pick
-from .base import Batch, Method, MethodConfig
+from .base import Batch, Method, MethodConfig, Optimizer, Schedule
 from .mc_net import mutual_consistency
 
 EMBEDDING = 32
@@ -34,9 +34,9 @@ class CamlConfig(MethodConfig):
     labeled_batch: int = 2
     unlabeled_batch: int = 2
     cost: ClassVar[float] = 2.7
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Optimizer = "sgd"
     lr: float = 0.01
-    schedule: Literal["poly", "step", "constant"] = "constant"
+    schedule: Schedule = "constant"
     supervised: float = 0.5  # --lamda
     consistency: float = 1.0  # --consistency
     correlation: float = 0.05  # --consistency_o

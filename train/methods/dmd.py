@@ -8,14 +8,14 @@ it imports returns a tuple. The softmax of K logits stands for the sigmoid of on
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..losses import dice_loss, soft_dice
 from ..networks import Network
-from .base import Batch, Method, MethodConfig
+from .base import Batch, Method, MethodConfig, Optimizer, Schedule
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class DmdConfig(MethodConfig):
     labeled_batch: int = 2
     unlabeled_batch: int = 2
     cost: ClassVar[float] = 2.0
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Optimizer = "sgd"
     lr: float = 0.01
-    schedule: Literal["poly", "step", "constant"] = "step"
+    schedule: Schedule = "step"
     temperature: float = 2.0
     distillation: float = 4.0  # lambda; no ramp
     least_unlabeled: ClassVar[int] = 1

@@ -9,7 +9,7 @@ inside the step, for all four); the softmax of K logits stands for the sigmoid o
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from ..distance import signed_distance_maps
 from ..losses import dice_loss
 from ..networks import Network
 from ..ramp import ramped
-from .base import Batch, Method, MethodConfig, pointwise
+from .base import Batch, Method, MethodConfig, Optimizer, Schedule, pointwise
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class DtcConfig(MethodConfig):
 
     labeled_batch: int = 2
     unlabeled_batch: int = 2
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Optimizer = "sgd"
     lr: float = 0.01
-    schedule: Literal["poly", "step", "constant"] = "step"
+    schedule: Schedule = "step"
     distance: float = 0.3  # --beta
     consistency: float = 1.0  # --consistency
     ramp_up: float = 1.0  # 40 epochs of 150 iterations = all of 6000

@@ -9,7 +9,7 @@ the CPU; here they stay on the device, with the same values. Sharpened targets a
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain, permutations
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from ..losses import linear_dice
 from ..networks import Network
 from ..networks.vnet import Up
 from ..ramp import ramped
-from .base import Batch, Method, MethodConfig
+from .base import Batch, Method, MethodConfig, Optimizer, Schedule
 
 UP_MODES: tuple[Up, ...] = ("transposed", "linear", "nearest")
 
@@ -29,9 +29,9 @@ class McNetConfig(MethodConfig):
 
     labeled_batch: int = 2
     unlabeled_batch: int = 2
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Optimizer = "sgd"
     lr: float = 0.01
-    schedule: Literal["poly", "step", "constant"] = "constant"  # the official rate is computed and never set
+    schedule: Schedule = "constant"  # the official rate is computed and never set
     others: int = 1  # decoders beside the network's own
     cost: ClassVar[float] = 2.2
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"others": (1, 2)}

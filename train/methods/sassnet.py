@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from ..distance import signed_distance_maps
 from ..losses import dice_loss
 from ..networks import Network
 from ..ramp import ramped
-from .base import Batch, Method, MethodConfig, pointwise
+from .base import Batch, Method, MethodConfig, Optimizer, Schedule, pointwise
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class SassNetConfig(MethodConfig):
     labeled_batch: int = 2
     unlabeled_batch: int = 2
     cost: ClassVar[float] = 1.8
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Optimizer = "sgd"
     lr: float = 0.01
-    schedule: Literal["poly", "step", "constant"] = "step"
+    schedule: Schedule = "step"
     distance: float = 0.3  # --beta
     adversarial: float = 0.01  # --consistency; the README gives 0.015 for 8 labels, the paper 0.001
     ramp_up: float = 1.0  # 40 epochs of 150 iterations = all of 6000

@@ -12,7 +12,7 @@ published, batch norm of the heads sees all classes, that of a selector its clas
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from ..losses import linear_dice, linear_ratio
 from ..networks import Network
 from ..ramp import ramped
 from ..voxels import flat_channels, mlp, pick
-from .base import Batch, Method, MethodConfig
+from .base import Batch, Method, MethodConfig, Optimizer, Schedule
 from .streams import kept_statistics
 
 EMBEDDING = 32
@@ -36,9 +36,9 @@ class SsNetConfig(MethodConfig):
     labeled_batch: int = 2
     unlabeled_batch: int = 2
     cost: ClassVar[float] = 2.7
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Optimizer = "sgd"
     lr: float = 0.01
-    schedule: Literal["poly", "step", "constant"] = "step"
+    schedule: Schedule = "step"
     consistency: float = 1.0  # --consistency
     ramp_up: float = 0.4  # 6000 of 15000
     magnitude: float = 10.0  # --magnitude, of the perturbation, in the image's unit

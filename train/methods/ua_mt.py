@@ -10,7 +10,7 @@ all methods here).
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from ..draws import normal
 from ..ema import Ema
 from ..losses import supervised_loss, weighted_mean
 from ..ramp import gaussian_ramp, ramped
-from .base import Batch, Method, MethodConfig, in_training_mode
+from .base import Batch, Method, MethodConfig, Optimizer, Schedule, in_training_mode
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class UaMtConfig(MethodConfig):
     labeled_batch: int = 2
     unlabeled_batch: int = 2
     cost: ClassVar[float] = 2.5
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Optimizer = "sgd"
     lr: float = 0.01
-    schedule: Literal["poly", "step", "constant"] = "step"
+    schedule: Schedule = "step"
     ema: float = 0.99  # --ema_decay
     consistency: float = 0.1  # --consistency
     ramp_up: float = 1.0  # --consistency_rampup 40 epochs of 150 iterations = all of 6000

@@ -9,7 +9,7 @@ other methods; logarithms come from log_softmax, where the official log(softmax)
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from ..losses import supervised_loss
 from ..networks import Network
 from ..processes import summed
 from ..ramp import ramped
-from .base import Batch, Method, MethodConfig, pointwise
+from .base import Batch, Method, MethodConfig, Optimizer, Schedule, pointwise
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class UrpcConfig(MethodConfig):
 
     labeled_batch: int = 2
     unlabeled_batch: int = 2
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Optimizer = "sgd"
     lr: float = 0.01
-    schedule: Literal["poly", "step", "constant"] = "step"
+    schedule: Schedule = "step"
     consistency: float = 0.1  # --consistency
     ramp_up: float = 1.0
     least_unlabeled: ClassVar[int] = 1
