@@ -68,7 +68,7 @@ class Ablation:
     title: str
     option: str | None
     values: tuple[float | str, ...] = ()
-    methods: tuple[tuple[str, str], ...] = ()
+    methods: tuple[tuple[float | str, str], ...] = ()
 
 
 FAST = "crossmatch:fast"
