@@ -87,9 +87,9 @@ class Loader:
         self._bank = bank
         self._ahead = None  # drawn with the ones before
 
-    def seed_of(self, step: int, rank: int = 0) -> int:
-        """The seed of a step: of augmentation and perturbations in all processes, with a rank of one's own dropout."""
-        sequence = np.random.SeedSequence((self.seed, step, rank))
+    def seed_of(self, step: int, use: int = 0) -> int:
+        """The seed of a step: 0 of augmentation and perturbations in all processes, 1 + rank of a process's dropout."""
+        sequence = np.random.SeedSequence((self.seed, step, use))
         return int(sequence.generate_state(1, np.uint64)[0] >> 1)
 
     def load(self, step: int) -> Loaded:

@@ -173,7 +173,7 @@ class Loop:
 
     def _one_step(self, loader: Loader) -> dict[str, Tensor]:
         loaded = loader.load(self.step)
-        torch.manual_seed(loader.seed_of(self.step, self.processes.rank))  # dropout
+        torch.manual_seed(loader.seed_of(self.step, 1 + self.processes.rank))  # dropout
         losses = self.train_step(loaded.batch, self.step)
         self._finite.watch(self.step, losses, loaded.ids)
         self.step += 1

@@ -20,10 +20,9 @@ def soft_dice(p: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:
     keep : (N, ...) weight w in [0, 1] of a voxel in the three sums, wpt, wp^2 and wt^2. Same value as dropping voxels
         of 0 by boolean indexing, without the device synchronisation and sorted scatter of that.
     """
-    root = None if keep is None else keep.sqrt()
-    t = target if root is None else target * root
-    q = p if root is None else p * root
-    overlap, squares = summed(torch.stack([(q * t).sum(), (q * q).sum() + (t * t).sum()]))
+    t = target if keep is None else target * keep
+    q = p if keep is None else p * keep
+    overlap, squares = summed(torch.stack([(q * target).sum(), (q * p).sum() + (t * target).sum()]))
     loss: Tensor = 1.0 - (2.0 * overlap + SMOOTH) / (squares + SMOOTH)
     return loss
 

@@ -434,6 +434,19 @@ def test_batches_depend_on_the_step_alone(tmp_path: Path) -> None:
     assert not torch.equal(first.loader.load(4).batch.x, a.x)
 
 
+def test_dropout_draws_other_numbers_than_augmentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, seeds = plain_loop(tmp_path), []
+
+    def seen(batch: Any, _: int) -> dict[str, Tensor]:
+        seeds.extend([batch.generator.initial_seed(), torch.initial_seed()])
+        return {"supervised": torch.zeros(())}
+
+    monkeypatch.setattr(loop, "train_step", seen)
+    for _ in range(2):
+        loop._one_step(loop.loader)
+    assert len(set(seeds)) == 4
+
+
 def test_unlabelled_scans_are_demanded(tmp_path: Path) -> None:
     method = Supervised(torch.nn.Conv3d(1, 2, 1), Supervised.Config(unlabeled_batch=2), 6)  # type: ignore[call-arg]
     with pytest.raises(SegError) as caught:
