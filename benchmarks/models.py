@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help="names or .onnx files; default: all that ship")
     parser.add_argument("--data", type=Path, help="one data folder for all models given")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "auto"))
-    parser.add_argument("--flips", action="store_true", help="average over the eight mirrorings")
+    parser.add_argument("--flips", action="store_true", help="average over the mirrorings of training")
     parser.add_argument("--all-components", action="store_true", help="as --no-largest-component; another file")
     parser.add_argument("--threads", type=int, default=env.usable_threads())
     parser.add_argument("--results", type=Path, default=env.RESULTS)
@@ -68,6 +68,7 @@ def evaluate(artifact: Any, data: Path, options: argparse.Namespace) -> dict[str
     import numpy as np
 
     from seg.infer.backends import open_backend
+    from seg.infer.compute import ComputeOptions, mirrored_axes
     from seg.infer.metrics import evaluate as class_metrics
     from seg.infer.nifti import read
     from seg.infer.predict import segment
@@ -75,13 +76,14 @@ def evaluate(artifact: Any, data: Path, options: argparse.Namespace) -> dict[str
     spec = replace(artifact.spec, largest_component=False) if options.all_components else artifact.spec
     backend = open_backend("openvino", artifact.path, precision=options.precision, threads=options.threads)
     cases: dict[str, Any] = {}
+    mirror = mirrored_axes(artifact, ComputeOptions(mirror=options.flips))
     known = True
     for case in validation_cases(data):
         image = read(str(data / "images" / f"{case}.nii.gz"))
         scan, known = image.volume, known and image.header.size_known
         truth = np.rint(read(str(data / "labels" / f"{case}.nii.gz")).volume.intensities()[0]).astype(np.int64)
         began = time.perf_counter()
-        mask = segment(scan, spec, backend, flips=options.flips)
+        mask = segment(scan, spec, backend, mirror=mirror)
         seconds = time.perf_counter() - began
         scores = class_metrics(mask, truth, spec.label_values, scan.spacing.tolist())
         names = dict(zip(spec.label_values, spec.labels, strict=True))

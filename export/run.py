@@ -49,7 +49,9 @@ def load_run(
         validation = validation | kept if kept else None
     summary = _summary(validation, state["step"], loop["iterations"])
     entries = {"license": config["license"], "notice": NOTICE, "training": training, "validation": summary}
-    return method.deployed(), replace(spec, card={**entries, **(card or {})}, largest_component=largest_component)
+    entries |= card or {}
+    mirror = tuple(axis for axis in range(spec.dims) if axis in config["augmentation"]["mirror"])
+    return method.deployed(), replace(spec, card=entries, largest_component=largest_component, mirror=mirror)
 
 
 def remark(spec: ModelSpec) -> str | None:

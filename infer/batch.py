@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from .artifact import DEFAULT_MODEL, Artifact, load, resolve
 from .backends import TRITON, Backend, engine_for
-from .compute import ComputeOptions, load_network, plan_header, stored_precision
+from .compute import ComputeOptions, load_network, mirrored_axes, plan_header, stored_precision
 from .console import say
 from .display import Display
 from .errors import Exit, SegError, printable
@@ -54,6 +54,7 @@ def _run(request: Request, report: Report) -> int:
     report.jobs = batch.jobs
     artifact = _served(request) if request.triton else _local(request)
     _refuse_precision(artifact, request)
+    mirrored_axes(artifact, request.computing)  # raises
     report.spec = artifact.spec
     if request.model is None and not request.quiet:
         name = f"{artifact.spec.name} in {stored_precision(artifact.spec)}"
@@ -119,7 +120,8 @@ def _served(request: Request) -> Artifact:
         raise SegError("E-MODEL-OTHER", Exit.MODEL, model, found, fix)
     if mine is None:
         return artifact
-    return replace(artifact, spec=replace(artifact.spec, largest_component=mine.largest_component))
+    spec = replace(artifact.spec, largest_component=mine.largest_component, mirror=mine.mirror)
+    return replace(artifact, spec=spec)
 
 
 def _refuse_precision(artifact: Artifact, request: Request) -> None:

@@ -100,7 +100,7 @@ def seg_infer(
     overlap: Annotated[float | None, typer.Option(min=0.0, max=0.95, help="Share of a tile that its neighbour covers too.")] = None,
     step_size: Annotated[float | None, typer.Option(min=0.05, max=1.0, metavar="F", help="The same, as nnU-Net says it: 1 - overlap.")] = None,
     protocol: Annotated[Literal["crossmatch"] | None, typer.Option(help="The papers' windows: 112x112x80, stride 18/18/4, uniform weights, probabilities averaged.")] = None,
-    tta: Annotated[bool, typer.Option("--tta", help="Average over the eight mirrorings: eight times the time.")] = False,
+    tta: Annotated[bool, typer.Option("--tta", help="Average over the mirrorings that the model was trained with: two to eight times the time.")] = False,
     largest_component: Annotated[bool | None, typer.Option("--largest-component/--no-largest-component", help="Keep the largest connected part of each class, or all of them.  [default: as the model says]", show_default=False)] = None,
     save_probabilities: Annotated[bool, typer.Option("--save-probabilities", help="Write each class's probability beside the mask.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan of each scan (windows, seconds, memory) and stop.")] = False,

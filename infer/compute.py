@@ -37,7 +37,7 @@ class ComputeOptions:
     precision : "auto" computes in the precision of the artifact, and takes a shipped model's int8 form on the CPU.
     threads : 0 takes all that the process may use.
     max_memory : bytes the process may use, None: what is free.
-    mirror : average over the eight mirrorings (2D: four).
+    mirror : average over the mirrorings that training had (see `mirrored_axes`).
     largest_component : keep the largest connected part of each class; None does as the model says.
     probabilities : keep the probability of each class too.
     force_intensity : compute even where the intensities cannot be those the model was made for.
@@ -79,6 +79,23 @@ def stored_precision(spec: ModelSpec) -> str:
 def largest_component(spec: ModelSpec, options: ComputeOptions) -> bool:
     """Whether the largest part of each class alone is kept: as the user says, else as the model does."""
     return spec.largest_component if options.largest_component is None else options.largest_component
+
+
+def mirrored_axes(artifact: Artifact, options: ComputeOptions) -> tuple[int, ...]:
+    """Axes of the network's grid over whose mirrorings the mean is taken: those of training, if the user asks.
+
+    Raises
+    ------
+    SegError : E-TTA when training mirrored nothing, or that is not known: a network may find nothing in such a scan.
+    """
+    if not options.mirror:
+        return ()
+    if trained := artifact.spec.mirror:
+        return trained
+    found, fix = "does not say which mirrorings it was trained with", "leave --tta out, or export the run again"
+    if trained == ():
+        found, fix = "was trained without mirroring", "leave --tta out, or train with --set augmentation.mirror=[0]"
+    raise SegError("E-TTA", Exit.USAGE, artifact.path, found, fix)
 
 
 def blends_features(artifact: Artifact, options: ComputeOptions) -> bool:
@@ -148,7 +165,7 @@ def plan_header(header: NiftiHeader, artifact: Artifact, options: ComputeOptions
         features=width is not None,
         precision="bf16" if options.precision == "bf16" else stored_precision(artifact.spec),
         threads=options.threads or usable_threads(),
-        passes=2**artifact.spec.dims if options.mirror else 1,
+        passes=2 ** len(mirrored_axes(artifact, options)),
     )
 
 
@@ -197,7 +214,7 @@ def compute(
             engine,
             tiling=plan.tiling,
             head=artifact.head if blends_features(artifact, options) else None,
-            flips=options.mirror,
+            mirror=mirrored_axes(artifact, options),
             batch=getattr(engine, "batch", 1),
             probabilities=maps,
         )

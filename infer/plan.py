@@ -120,7 +120,7 @@ def plan_scan(
     shape, affine : of the scan, voxels and voxel -> mm (RAS).
     memory_bytes : what the process may use in all.
     scan_bytes : stored voxels in memory.
-    passes : runs over the grid; 8 with mirroring.
+    passes : runs over the grid; 2 to 8 with mirroring.
     channels_out : planes the network returns per voxel: classes, or with `features` the inputs of its linear head.
 
     Raises

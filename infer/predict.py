@@ -1,8 +1,8 @@
 """One scan through one network: preprocess, tile, run, stitch, restore. No files, no command line."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, product, repeat
+from itertools import chain, combinations, repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ def segment(
     *,
     tiling: Tiling | None = None,
     head: Head | None = None,
-    flips: bool = False,
+    mirror: tuple[int, ...] = (),
     batch: int = 1,
     probabilities: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.unsignedinteger]:
@@ -42,7 +42,7 @@ def segment(
     volume : the scan, any orientation and spacing.
     tiling : from a plan; by default the whole scan in one pass, or as `options` say.
     head : the linear head, when `backend` returns features.
-    flips : average over the eight mirrorings, four in 2D (test-time augmentation).
+    mirror : average over all mirrorings along these axes of the network's grid (test-time augmentation).
     batch : windows per call of the backend.
     probabilities : (X, Y, Z, K - 1) uint8 in the scan's axis order, filled with 255 * probability of each class but the
         background.
@@ -61,7 +61,7 @@ def segment(
     if tiling.windows == 1:  # any axis will do: take the one that reads the scan in order
         tiling = replace(tiling, stream_axis=slow_axis(volume, grids))
     xp, run = on_device(backend)
-    run = _mirrored(run, spec.dims) if flips else run
+    run = _mirrored(run, mirror) if mirror else run
     padded = map(xp.asarray, _padded(forward_planes(volume, spec, grids, tiling.axis), grids, tiling))
     scores = _cropped(stream(padded, tiling, run, batch, two_class=head is None), grids, tiling)
     with current_device(backend):
@@ -121,10 +121,10 @@ def _cropped(layers: Iterator[Array], grids: Grids, tiling: Tiling) -> Iterator[
         yield inside
 
 
-def _mirrored(run: Callable[[Array], Array], dims: int) -> Callable[[Array], Array]:
-    """The mean over all mirrorings: of X, Y, Z eight, of slices four."""
-    every = product((False, True), repeat=dims)
-    mirrorings = [tuple(axis for axis, on in enumerate(bits, start=2) if on) for bits in every]
+def _mirrored(run: Callable[[Array], Array], along: Sequence[int]) -> Callable[[Array], Array]:
+    """The mean over all mirrorings along these axes of the grid: eight along three."""
+    last = [axis - 3 for axis in along]
+    mirrorings = [axes for count in range(len(last) + 1) for axes in combinations(last, count)]
 
     def averaged(x: Array) -> Array:
         xp = module_of(x)

@@ -105,6 +105,7 @@ class ModelSpec:
     cost : per voxel of the network grid.
     largest_component : keep the largest connected part of each class alone, unless the user says otherwise.
     extent : median field of view of the training scans in mm along R, A, S, or None.
+    mirror : axes of the network's grid (0, 1, 2) that training mirrored, by chance and together; None: not known.
     codes : what each label is in codes, None for one without; () for none at all. Used in DICOM outputs.
     graph_sha256 : digest of the serialised graph, checked on load.
     versions : producer versions.
@@ -128,6 +129,7 @@ class ModelSpec:
     codes: tuple[LabelCodes | None, ...] = ()
     largest_component: bool = False
     extent: tuple[float, float, float] | None = None
+    mirror: tuple[int, ...] | None = None
     graph_sha256: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     card: dict[str, Any] = field(default_factory=dict)
@@ -204,6 +206,8 @@ class ModelSpec:
             yield f"dims must be 2 or 3 and tiling free or window, found {self.dims} and {self.tiling}"
         if self.extent is not None and not (len(self.extent) == 3 and all(0 < e < math.inf for e in self.extent)):
             yield f"extent must be three positive numbers, found {self.extent}"
+        if self.mirror is not None and list(self.mirror) != [axis for axis in range(self.dims) if axis in self.mirror]:
+            yield f"mirror must be axes below {self.dims} in order, found {self.mirror}"
         for name, extent in (("window", self.window), ("stride", self.stride)):
             if len(extent) != 3 or any(not isinstance(e, int) or e < 1 for e in extent):
                 yield f"{name} must be three positive integers, found {extent}"
@@ -215,10 +219,8 @@ class ModelSpec:
 
     def to_json(self) -> str:
         """Byte-stable JSON. Fields that came later are left out where empty: an old spec stays the same bytes."""
-        content = asdict(self)
-        for name in ("codes", "extent", "largest_component"):
-            if not content[name]:
-                del content[name]
+        later = {"codes": (), "extent": None, "largest_component": False, "mirror": None}
+        content = {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
         return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @classmethod
@@ -244,8 +246,8 @@ class ModelSpec:
         try:
             raw["normalisation"] = Normalisation(**raw["normalisation"])
             raw["cost"] = Cost(**raw.get("cost", {}))
-            tuples = ("labels", "channels", "spacing", "window", "stride", "label_values", "intensity_range", "extent")
-            for name in tuples:
+            lists = ("labels", "label_values", "channels", "spacing", "window", "stride")
+            for name in (*lists, "intensity_range", "extent", "mirror"):
                 if raw.get(name) is not None:
                     if not isinstance(raw[name], list | tuple):
                         raise TypeError(f"{name} must be a list, found {raw[name]!r}")

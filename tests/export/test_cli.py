@@ -61,6 +61,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, write_cases: Callable[...,
         seed=4,
         labels=("background", "left", "right"),
         license="CC0-1.0",
+        augmentation={"mirror": [2, 0]},
     )
     training.train(settings, resume=False, say=lambda _: None)
     return root / "run"
@@ -92,6 +93,7 @@ def test_run_becomes_an_artifact(run: Run, trained: Path, tmp_path: Path) -> Non
     planned = ModelSpec.from_dict(json.loads((trained / "config.json").read_text())["spec"])
     for field in ("name", "labels", "label_values", "channels", "spacing", "normalisation", "window", "stride"):
         assert getattr(spec, field) == getattr(planned, field)
+    assert spec.mirror == (0, 2)
     assert (spec.name, spec.labels, spec.window) == ("tiny", ("background", "left", "right"), (16, 16, 16))
     training = spec.card["training"]
     assert {k: training[k] for k in ("method", "preset", "network", "width", "iterations", "seed")} == {

@@ -35,13 +35,13 @@ class Elsewhere:
 @pytest.mark.parametrize("classes", [2, 3, 300])
 @pytest.mark.parametrize("spacing", [(None, None, None), (1.3, 0.7, 2.0)])
 @pytest.mark.parametrize("blend", ["logit", "probability"])
-@pytest.mark.parametrize(("window", "batch", "flips"), [(None, 1, False), ((16, 12, 10), 3, False), (None, 1, True)])
-def test_the_same_labels(classes, spacing, blend, window, batch, flips) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize(("window", "batch", "mirror"), [(None, 1, ()), ((16, 12, 10), 3, ()), (None, 1, (0, 1, 2))])
+def test_the_same_labels(classes, spacing, blend, window, batch, mirror) -> None:  # type: ignore[no-untyped-def]
     volume, options = scan(), TilingOptions(window, 0.4, blend=blend)
     spec = plain_spec(labels=tuple(f"c{k}" for k in range(classes)), spacing=spacing)
     maps = [np.zeros((*volume.shape, classes - 1), np.uint8) if classes < 300 else None for _ in range(2)]
-    here = segment(volume, spec, Local(classes), options, batch=batch, flips=flips, probabilities=maps[0])
-    there = segment(volume, spec, Elsewhere(Local(classes)), options, batch=batch, flips=flips, probabilities=maps[1])
+    here = segment(volume, spec, Local(classes), options, batch=batch, mirror=mirror, probabilities=maps[0])
+    there = segment(volume, spec, Elsewhere(Local(classes)), options, batch=batch, mirror=mirror, probabilities=maps[1])
     np.testing.assert_array_equal(here, there)
     np.testing.assert_array_equal(*maps)
     if blend == "logit":

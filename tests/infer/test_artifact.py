@@ -1,6 +1,7 @@
 """The artifact: read without an ONNX library, checked, and refused with the reason."""
 
 import os
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,6 +166,13 @@ def test_shipped_models_have_the_digest(name: str) -> None:
     for path in shipped_forms(name):
         entries = {p.key: p.value for p in onnx.load(path).metadata_props}
         assert entries[DIGEST_KEY] == digest_of(entries)
+
+
+@pytest.mark.parametrize("name", shipped_models())
+def test_shipped_models_say_what_their_training_mirrored(name: str) -> None:
+    recipe = Path(__file__).parents[2] / "benchmarks" / "recipes" / f"{name}.toml"
+    mirror = tomllib.loads(recipe.read_text())["augmentation"]["mirror"]
+    assert [load(path).spec.mirror for path in shipped_forms(name)] == [tuple(mirror)] * 2
 
 
 def with_head(path: str, text: str | None = None, *, digest: bool = True) -> str:

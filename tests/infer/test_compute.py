@@ -61,8 +61,20 @@ def test_a_memory_bound_cuts_the_scan_or_refuses_it(write_scan: Write, threshold
     assert not (tmp_path / "3.nii").exists()
 
 
+@pytest.mark.parametrize(("mirror", "fix"), [(None, "export the run again"), ((), "augmentation.mirror=[0]")])
+def test_mirrorings_that_training_did_not_have_are_refused(
+    write_scan: Write, threshold_model: Model, tmp_path: Path, mirror: tuple[int, ...] | None, fix: str
+) -> None:
+    """A network that never saw a mirrored scan may find nothing in it."""
+    scan, out = write_scan("scan.nii.gz", boxes()), tmp_path / "m.nii.gz"
+    done = infer(scan, "-o", str(out), "-m", threshold_model(mirror=mirror), "--tta")
+    assert (done.returncode, done.stderr.count("\n"), out.exists()) == (2, 1, False)
+    assert "E-TTA" in done.stderr
+    assert fix in done.stderr
+
+
 def test_protocol_and_step_size(write_scan: Write, threshold_model: Model, tmp_path: Path) -> None:
-    scan, model = write_scan("scan.nii.gz", boxes()), threshold_model()
+    scan, model = write_scan("scan.nii.gz", boxes()), threshold_model(mirror=(0, 1))
     for words in (["--protocol", "crossmatch"], ["--window", "8,8,8", "--step-size", "0.5"], ["--tta"]):
         out = tmp_path / "m.nii.gz"
         assert run(scan, "-o", str(out), "-m", model, "-q", "--overwrite", *words) == 0

@@ -83,8 +83,10 @@ def test_mirrorings_average_what_direction_changes() -> None:
     mirrored = Volume(volume.voxels[:, ::-1].copy(), volume.affine)
     plain = [segment(v, spec, Local(2)) for v in (volume, mirrored)]
     assert (plain[0][::-1] != plain[1]).any()
-    averaged = [segment(v, spec, Local(2), flips=True) for v in (volume, mirrored)]
+    averaged = [segment(v, spec, Local(2), mirror=(0, 1, 2)) for v in (volume, mirrored)]
     assert (averaged[0][::-1] == averaged[1]).mean() > 0.9999
+    other = [segment(v, spec, Local(2), mirror=(1, 2)) for v in (volume, mirrored)]
+    assert (other[0][::-1] != other[1]).any()
 
 
 @pytest.mark.parametrize("classes", [2, 4])

@@ -168,10 +168,10 @@ def test_windows_in_the_plane_overlap_and_slices_do_not() -> None:
 
 def test_slices_have_four_mirrorings(network: Recorded) -> None:
     volume = stack((20, 16, 5))
-    segment(volume, SPEC, network, flips=True)
+    segment(volume, SPEC, network, mirror=(0, 1))
     assert len(network.shapes) == 4
     mirrored = Volume(volume.voxels[:, ::-1], volume.affine)
-    found = [segment(v, SPEC, network, flips=True) for v in (volume, mirrored)]
+    found = [segment(v, SPEC, network, mirror=(0, 1)) for v in (volume, mirrored)]
     assert (found[0][::-1] == found[1]).mean() > 0.999
 
 

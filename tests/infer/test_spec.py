@@ -38,6 +38,9 @@ def test_bytes_are_frozen() -> None:
     assert ModelSpec.from_json(GOLDEN_BYTES) == GOLDEN_SPEC
     kept = replace(GOLDEN_SPEC, largest_component=True)
     assert ModelSpec.from_json(kept.to_json()) == kept != GOLDEN_SPEC
+    for mirror in ((), (0, 2)):  # () is known, None is not
+        spec = replace(GOLDEN_SPEC, mirror=mirror)
+        assert ModelSpec.from_json(spec.to_json()) == spec != GOLDEN_SPEC
 
 
 @pytest.mark.parametrize(
@@ -57,6 +60,10 @@ def test_bytes_are_frozen() -> None:
         ({"stride": [0, 16, 16]}, "three positive"),
         ({"dims": 2}, "2D"),
         ({"dims": 4}, "dims"),
+        ({"mirror": [1, 0]}, "mirror"),
+        ({"mirror": [0, 0]}, "mirror"),
+        ({"mirror": [3]}, "mirror"),
+        ({"mirror": 0}, "mirror"),
         ({"tiling": "some"}, "tiling"),
         ({"orientation": "LPS"}, "orientation"),
         ({"largest_component": 1}, "true or false"),
