@@ -26,6 +26,7 @@ from .settings import Settings, override
 from .split import Split
 from .step import Compiled
 
+_AT_THE_TOP = "set it at the top of the file or with its flag"
 _PRECISIONS: dict[str, Literal["fp32", "bf16"]] = {"float32": "fp32", "bfloat16": "bf16"}
 
 
@@ -123,6 +124,8 @@ def method_config(settings: Settings) -> MethodConfig:
         raise SegError(
             "E-CONFIG", Exit.USAGE, "", f"{settings.method} has no preset {settings.preset}", f"use one of: {known}"
         )
+    if strayed := sorted(settings.method_options.keys() & {f.name for f in fields(Settings)}):
+        raise SegError("E-CONFIG", Exit.USAGE, "", f"{settings.method} has no {strayed[0]}", _AT_THE_TOP)
     network: Any = NETWORKS[settings.network]
     for table, of in (("augmentation", WeakAugmentation), ("loop", LoopConfig)):
         if strayed := sorted(settings.method_options.keys() & {f.name for f in fields(of)}):
@@ -160,7 +163,7 @@ def refuse_bad_options(settings: Settings, processes: Processes) -> None:
     refuse_out_of_range(override(WeakAugmentation(), settings.augmentation, "augmentation"), "augmentation")
     if fixed := {"iterations", "window", "seed", "validate_every"} & settings.loop.keys():
         found = f"[loop] {', '.join(sorted(fixed))}"
-        raise SegError("E-CONFIG", Exit.USAGE, "", found, "set it at the top of the file or with its flag")
+        raise SegError("E-CONFIG", Exit.USAGE, "", found, _AT_THE_TOP)
     refuse_out_of_range(override(LoopConfig(1, (1, 1, 1)), settings.loop, "loop"), "loop")
 
 

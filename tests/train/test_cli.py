@@ -156,6 +156,12 @@ def test_a_setting_of_another_table_is_named(run: Run, data: Path, tmp_path: Pat
     assert f"that is {fix}" in text
 
 
+@pytest.mark.parametrize("word", ["iterations=3", "loop.iterations=3", "width=4", "preset=paper"])
+def test_a_setting_of_the_top_is_sent_there(run: Run, data: Path, tmp_path: Path, word: str) -> None:
+    text = run(data, "-o", tmp_path / "run", "--set", word)[1]
+    assert "set it at the top of the file or with its flag" in text
+
+
 def test_graphs_need_a_gpu(run: Run, data: Path, tmp_path: Path) -> None:
     status, text = run(data, "-o", tmp_path / "run", "--graphs", *TINY)
     assert (status, text.count("\n")) == (2, 1)
