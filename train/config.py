@@ -120,10 +120,8 @@ def method_config(settings: Settings) -> MethodConfig:
     """The method's defaults, then the preset's values, then the user's."""
     presets = PRESETS.get(settings.method, {})
     if settings.preset and settings.preset not in presets:
-        known = ", ".join(presets) or "none"
-        raise SegError(
-            "E-CONFIG", Exit.USAGE, "", f"{settings.method} has no preset {settings.preset}", f"use one of: {known}"
-        )
+        fix = f"use one of: {', '.join(presets)}" if presets else "leave it out"
+        raise SegError("E-CONFIG", Exit.USAGE, "", f"{settings.method} has no preset {settings.preset}", fix)
     if strayed := sorted(settings.method_options.keys() & {f.name for f in fields(Settings)}):
         raise SegError("E-CONFIG", Exit.USAGE, "", f"{settings.method} has no {strayed[0]}", _AT_THE_TOP)
     network: Any = NETWORKS[settings.network]

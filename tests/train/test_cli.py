@@ -162,6 +162,10 @@ def test_a_setting_of_the_top_is_sent_there(run: Run, data: Path, tmp_path: Path
     assert "set it at the top of the file or with its flag" in text
 
 
+def test_without_presets_none_is_offered(run: Run, data: Path, tmp_path: Path) -> None:
+    assert "Fix: leave it out." in run(data, "-o", tmp_path / "run", "--preset", "paper")[1]
+
+
 def test_graphs_need_a_gpu(run: Run, data: Path, tmp_path: Path) -> None:
     status, text = run(data, "-o", tmp_path / "run", "--graphs", *TINY)
     assert (status, text.count("\n")) == (2, 1)
