@@ -53,7 +53,7 @@ def seg_train(
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="torch.compile: a minute or more at the start, faster steps. Needs a C++ compiler.")] = False,
     graphs: Annotated[bool, typer.Option("--graphs", help="--compile with CUDA graphs: for small windows on a GPU.")] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    name: Annotated[str | None, typer.Option(help="Name of the model. Default: the folder's.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model. Default: that of the first DATA folder.")] = None,
     validate_every: Annotated[int | None, typer.Option(min=0, metavar="STEPS", help="0: at the end alone.")] = None,
     config: Annotated[str | None, typer.Option(metavar="FILE.toml", help="Settings file; flags win over it.")] = None,
     options: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the method, or augmentation.NAME, loop.NAME; may be repeated; wins over --config. Example: --set eta=0.1")] = None,
