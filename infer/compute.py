@@ -128,6 +128,8 @@ def refuse_other_kind(spec: ModelSpec, path: str, channels: int, shape: Shape3) 
     takes = spec.channels
     if channels != len(takes):
         fix = "choose the model made for this kind of scan"
+        if channels == 1:
+            fix = "give them in this order as the volumes of one 4D NIfTI file, or choose the model made for this scan"
         expected = f"{len(takes)}: {', '.join(takes)}"
         raise SegError("E-CHANNELS", Exit.INPUT_REFUSED, path, f"{channels} channels", fix, expected)
     if spec.dims == 3 and min(shape) == 1:

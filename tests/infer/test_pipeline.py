@@ -210,6 +210,16 @@ def test_wrong_models(tmp_path: Path, write_scan: Write, threshold_model: Model)
     assert not (tmp_path / "m.nii.gz").exists()
 
 
+def test_files_of_one_channel_are_to_be_joined(tmp_path: Path, write_scan: Write, threshold_model: Model) -> None:
+    """What the message proposes is taken."""
+    scan, joined = write_scan("a.nii.gz", boxes()), tmp_path / "joined.nii.gz"
+    plan = ("-o", str(tmp_path / "m.nii.gz"), "-m", threshold_model(channels=("A", "B")), "--dry-run")
+    proposed = "1 channels, expected 2: A, B. Fix: give them in this order as the volumes of one 4D NIfTI file"
+    assert proposed in infer(scan, *plan).stderr
+    nib.save(nib.concat_images([scan, scan]), joined)
+    assert infer(str(joined), *plan).returncode == 0
+
+
 def test_non_finite_logits_leave_no_mask(tmp_path: Path, write_scan: Write, threshold_model: Model) -> None:
     scan, out = write_scan("scan.nii.gz", boxes()), tmp_path / "m.nii.gz"
     done = infer(scan, "-o", str(out), "-m", threshold_model(thresholds=(float("inf"),)))
