@@ -22,11 +22,12 @@ FACTORS = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4)
 def main() -> None:
     """Score every run at every factor."""
     options, folder = arguments(__doc__, FACTORS, "rescaling")
+    factors = sorted({*options.factors, 1.0})  # `fall` compares with 1
     curves = {}
     for entry in options.runs:
         name, run = named(entry)
-        curves[name] = curve(run, str(folder), options.factors, options.cases)
-    columns = ["run", *(f"{f:g}" for f in options.factors), "fall"]
+        curves[name] = curve(run, str(folder), factors, options.cases)
+    columns = ["run", *(f"{f:g}" for f in factors), "fall"]
     lines = [
         [name, *(f"{100 * d:.2f}" for d in dice.values()), f"{100 * fall(dice):.2f}"] for name, dice in curves.items()
     ]

@@ -246,6 +246,16 @@ def test_runs_may_have_an_equals_sign_in_their_names(tmp_path: Path) -> None:
     assert named(str(run)) == (run.name, run)
 
 
+def test_the_fall_is_against_factor_1_asked_for_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import rescaling
+
+    monkeypatch.setattr(rescaling, "curve", lambda run, data, factors, cases: {f: 0.8 * f for f in factors})
+    words = ["rescaling", "a=runs/a", "--data", str(tmp_path), "--factors", "0.5", "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    rescaling.main()
+    assert json.loads((tmp_path / "rescaling.json").read_text())["dice"]["a"] == {"0.5": 0.4, "1": 0.8}
+
+
 def test_tiles_end_at_the_scan_and_slices_are_single(tmp_path: Path) -> None:
     import nibabel as nib
     import numpy as np
