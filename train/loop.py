@@ -139,22 +139,28 @@ class Loop:
             with self.loader as loader, Log(self.folder, self.step, self.processes) as log:
                 while self.step < self.config.iterations and not self._stopped():
                     self._refine(loader)
-                    losses = self._one_step(loader)
+                    try:
+                        losses = self._one_step(loader)
+                    except Exception as error:  # torch.compile waits for compilers, which the same signal ends
+                        if self._stop is None:
+                            raise
+                        fix = "continue with --resume, or start again if nothing was saved"
+                        raise self._ended("no step since the last checkpoint is kept", fix) from error
                     self._record(losses, (self.step - first) / (time.perf_counter() - began), log)
             self._save()
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
         if self._stop is not None:
-            if not self.processes.first:
-                raise SystemExit(128 + self._stop)  # the first one tells
-            raise SegError(
-                "E-STOPPED",
-                Exit(128 + self._stop),
-                str(self.folder),
-                f"stopped by {signal.Signals(self._stop).name} at step {self.step}; the checkpoint is saved",
-                "continue with --resume",
-            )
+            raise self._ended("the checkpoint is saved", "continue with --resume")
+
+    def _ended(self, saved: str, fix: str) -> BaseException:
+        """What a signal ends the run with: E-STOPPED in the first process, silence in the others."""
+        assert self._stop is not None
+        if not self.processes.first:
+            return SystemExit(128 + self._stop)
+        found = f"stopped by {signal.Signals(self._stop).name} at step {self.step}; {saved}"
+        return SegError("E-STOPPED", Exit(128 + self._stop), str(self.folder), found, fix)
 
     def _stopped(self) -> bool:
         """Whether a signal came, to this process or another: all stop at the same step."""

@@ -398,6 +398,19 @@ def test_nonfinite_loss_stops_and_names_the_scans(workplace: Path, monkeypatch: 
     assert all(torch.isfinite(t).all() for t in state["method"].values())
 
 
+def test_a_signal_that_a_step_does_not_survive_is_a_stop(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile raises when the signal that stops the training ends its compiler, too."""
+
+    def losses(*_: object) -> dict[str, Tensor]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("CppCompileError")
+
+    monkeypatch.setattr(Supervised, "losses", losses)
+    with pytest.raises(SegError, match="or start again if nothing was saved") as caught:
+        train(workplace, "compiling", method="supervised")
+    assert (caught.value.code, caught.value.exit) == ("E-STOPPED", 143)
+
+
 def test_infinite_weights_are_noticed(workplace: Path) -> None:
     with pytest.raises(SegError) as caught:
         train(workplace, "inf", method="supervised", method_options={"lr": 1e38})
