@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help="names or .onnx files; default: all that ship")
     parser.add_argument("--data", type=Path, help="one data folder for all models given")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "auto"))
-    parser.add_argument("--flips", action="store_true", help="average over the mirrorings of training")
+    parser.add_argument("--tta", action="store_true", help="average over the mirrorings of training; another file")
     parser.add_argument("--all-components", action="store_true", help="as --no-largest-component; another file")
     parser.add_argument("--threads", type=int, default=env.usable_threads())
     parser.add_argument("--results", type=Path, default=env.RESULTS)
@@ -57,7 +57,7 @@ def main() -> None:
             rows += table_rows(label, found)
     columns = ("model", "scans", "class", "Dice", "Jaccard", "95HD", "ASD", "s a scan", "MB")
     text = env.table(columns, rows)
-    name = "models-all-components" if options.all_components else "models"
+    name = "models" + "-all-components" * options.all_components + "-tta" * options.tta
     env.report(name, {"models": content}, text, None if options.smoke else options.results)
 
 
@@ -76,7 +76,7 @@ def evaluate(artifact: Any, data: Path, options: argparse.Namespace) -> dict[str
     spec = replace(artifact.spec, largest_component=False) if options.all_components else artifact.spec
     backend = open_backend("openvino", artifact.path, precision=options.precision, threads=options.threads)
     cases: dict[str, Any] = {}
-    mirror = mirrored_axes(artifact, ComputeOptions(mirror=options.flips))
+    mirror = mirrored_axes(artifact, ComputeOptions(mirror=options.tta))
     known = True
     for case in validation_cases(data):
         image = read(str(data / "images" / f"{case}.nii.gz"))
@@ -97,7 +97,7 @@ def evaluate(artifact: Any, data: Path, options: argparse.Namespace) -> dict[str
         "graph_sha256": spec.graph_sha256,
         "data": data.name,
         "precision": options.precision,
-        "flips": options.flips,
+        "tta": options.tta,
         "unit": "mm" if known else "voxel",
         "megabytes": Path(artifact.path).stat().st_size / 1e6,
         "seconds": median(case["seconds"] for case in cases.values()),
